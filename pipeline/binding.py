@@ -1,0 +1,193 @@
+"""A function's signature is the schema of its settings.
+
+The keyword-only parameters of a stage, a filter or a backend are what can be set in ``stages.yaml``. ``bind`` checks given values
+against them before anything runs, fills what the configuration provides elsewhere (``From``), and returns the keyword arguments.
+
+Limits: a value is checked by pydantic in strict mode, but for whole numbers where a float is wanted and strings where a path is.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from pipeline.files import InputError, plain
+
+
+@dataclass(frozen=True)
+class From:
+    """Marks a parameter that is filled from elsewhere in the configuration: ``From("task.labels")``, ``From("stages.sample.teacher")``."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Marks a parameter that is an ordered list of calls of the named functions: ``[{min_words: 4}, label_in_set]``."""
+
+    functions: Mapping[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One entry of such a list, its settings checked and filled in."""
+
+    name: str
+    settings: dict[str, Any]
+
+
+def _as_path(value: object) -> object:
+    return Path(value) if isinstance(value, str) else value
+
+
+InputPath = Annotated[Path, BeforeValidator(_as_path)]
+"""A file or folder that is read: relative paths start at the folder of stages.yaml, and its content goes into the stage's key."""
+
+
+@dataclass(frozen=True)
+class Problem(Exception):
+    """A setting that cannot be used: where (``("dedup", "nera")``) and what."""
+
+    where: tuple[str | int, ...]
+    message: str
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'near'?`` or, where nothing is close, the list of what there is."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(known)}" if known else "; it takes no settings"
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Keyword-only parameters: name -> (annotation, default or ``inspect.Parameter.empty``)."""
+    hints = get_type_hints(function, include_extras=True)
+    return {
+        name: (hints[name], parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def bind(
+    function: Callable[..., Any], settings: object, *, lookup: Callable[[str], Any], folder: Path, where: tuple[str | int, ...] = ()
+) -> dict[str, Any]:
+    """Keyword arguments for ``function``: ``settings`` checked, defaults filled in, ``From`` parameters looked up.
+
+    ``lookup`` gives the value at a dotted path of the configuration; ``folder`` is where relative input paths start.
+    Raises Problem at the first setting that cannot be used.
+    """
+    if settings is None:
+        settings = {}
+    if not isinstance(settings, dict):
+        raise Problem(where, f"expected settings ('name: value'), found {_shown(settings)}")
+    known = parameters(function)
+    free = {name for name, (annotation, _) in known.items() if _marker(annotation, From) is None}
+    for name in settings:
+        if name not in free:
+            raise Problem((*where, name), f"unknown setting{suggestion(str(name), free)}")
+    bound: dict[str, Any] = {}
+    for name, (annotation, default) in known.items():
+        source = _marker(annotation, From)
+        calls = _marker(annotation, Calls)
+        if source is not None:
+            bound[name] = lookup(source.path)
+        elif calls is not None:
+            given = settings.get(name, default if default is not inspect.Parameter.empty else [])
+            bound[name] = bind_calls(given, calls.functions, lookup=lookup, folder=folder, where=(*where, name))
+        elif name in settings:
+            bound[name] = check(annotation, settings[name], folder=folder, where=(*where, name))
+        elif default is inspect.Parameter.empty:
+            raise Problem(where, f"'{name}' is missing; it has no default")
+        else:
+            bound[name] = default
+    return bound
+
+
+def bind_calls(
+    given: object, functions: Mapping[str, Callable[..., Any]], *, lookup: Callable[[str], Any], folder: Path, where: tuple[str | int, ...]
+) -> list[Call]:
+    """A list such as ``[{min_words: 4}, {rationale_words: {minimum: 3}}, label_in_set]`` as checked calls, in order.
+
+    A bare value is the function's first setting. Raises Problem.
+    """
+    if not isinstance(given, list | tuple):
+        raise Problem(where, f"expected a list, found {_shown(given)}")
+    calls = []
+    for index, entry in enumerate(given):
+        here = (*where, index)
+        if isinstance(entry, Call):
+            name, value = entry.name, entry.settings
+        elif isinstance(entry, dict) and len(entry) == 1:
+            name, value = next(iter(entry.items()))
+        elif isinstance(entry, str):
+            name, value = entry, {}
+        else:
+            raise Problem(here, f"expected a name or 'name: settings', found {_shown(entry)}")
+        if name not in functions:
+            raise Problem((*here, str(name)), f"unknown name{suggestion(str(name), functions)}")
+        function = functions[name]
+        if value is not None and not isinstance(value, dict):
+            free = [key for key, (annotation, _) in parameters(function).items() if _marker(annotation, From) is None]
+            if not free:
+                raise Problem((*here, name), "takes no settings")
+            value = {free[0]: value}
+        calls.append(Call(name, bind(function, value, lookup=lookup, folder=folder, where=(*here, name))))
+    return calls
+
+
+def check(annotation: Any, value: object, *, folder: Path, where: tuple[str | int, ...]) -> Any:
+    """``value`` as ``annotation`` says, with relative input paths made to start at ``folder``. Raises Problem."""
+    try:
+        checked = TypeAdapter(annotation).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        inner = tuple(step for step in first["loc"] if not (isinstance(step, str) and "[" in step))
+        if first["type"] == "extra_forbidden":
+            raise Problem((*where, *inner), "unknown setting" + suggestion(str(inner[-1]), _fields(annotation))) from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise Problem((*where, *inner), f"{message[0].lower()}{message[1:]}, found {_shown(first['input'])}") from None
+    return rooted(checked, folder)
+
+
+def rooted(value: Any, folder: Path) -> Any:
+    """``value`` with every relative Path inside it (in lists, dicts and pydantic models) made to start at ``folder``."""
+    if isinstance(value, Path):
+        return value if value.is_absolute() else folder / value
+    if isinstance(value, list):
+        return [rooted(item, folder) for item in value]
+    if isinstance(value, dict):
+        return {name: rooted(item, folder) for name, item in value.items()}
+    if hasattr(value, "model_copy"):
+        return value.model_copy(update={name: rooted(getattr(value, name), folder) for name in type(value).model_fields})
+    return value
+
+
+def located(problem: Problem, prefix: str, source: str, places: Mapping[tuple[str | int, ...], int]) -> InputError:
+    """The problem as the one line a user reads: ``stages.yaml:14: stages.dedup.nera: unknown setting; ...``."""
+    where = problem.where
+    line = next((places[where[:end]] for end in range(len(where), -1, -1) if where[:end] in places), None)
+    name = prefix + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in where).removeprefix("." if not prefix else "")
+    start = f"{source}:{line}: " if line else f"{source}: "
+    return InputError(start + (f"{plain(name)}: " if name else "") + plain(problem.message))
+
+
+def _marker(annotation: Any, kind: type[Any]) -> Any:
+    found = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return next((mark for mark in found if isinstance(mark, kind)), None)
+
+
+def _fields(annotation: Any) -> list[str]:
+    options = [annotation, *get_args(annotation)]
+    options += [inner for option in options for inner in get_args(option)]
+    return [name for option in options for name in getattr(option, "model_fields", {})]
+
+
+def _shown(value: object) -> str:
+    return "nothing" if value is None else plain(repr(value), 60)

@@ -1,0 +1,155 @@
+"""JSONL in and out, atomic writes, digests, and errors that say where.
+
+The order on disk is always: data, then drops, then manifest, then pointer; each by temporary file, fsync, rename, fsync of the
+folder. A reader therefore never sees half a file under a final name.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import jsonlines
+import xxhash
+
+BLOCK = 1 << 20
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used. The message is one line: place, problem, what to do. The command line exits with 2."""
+
+
+class RunError(Exception):
+    """Work that could not be finished though the settings are right. One line; the command line exits with 1."""
+
+
+def place(path: Path | str, line: int | None = None) -> str:
+    """``path:line`` as messages begin with."""
+    return f"{path}:{line}" if line else str(path)
+
+
+def plain(text: str, limit: int = 300) -> str:
+    """``text`` on one line without control characters, so that hostile input can neither forge lines nor drive a terminal."""
+    shown = "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def canonical_json(value: object) -> bytes:
+    """The one encoding that digests are taken over: sorted keys, no spaces, UTF-8.
+
+    Raises ValueError for NaN and infinities and for text that is no Unicode (lone surrogates).
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(value: object) -> str:
+    """xxh3-128 of the canonical JSON, 32 hexadecimal digits: names for rows, requests and stage keys."""
+    return xxhash.xxh3_128_hexdigest(canonical_json(value))
+
+
+def line_digest(line: bytes) -> str:
+    """xxh3-64 of a line without its newline, 16 hexadecimal digits: what the ``.xxh3`` files beside row files hold."""
+    return xxhash.xxh3_64_hexdigest(line)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def strict_json(text: str | bytes) -> Any:
+    """``json.loads`` that refuses what JSON leaves open: duplicate keys, NaN and infinities, lone surrogates, endless nesting.
+
+    Raises ValueError.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"key {name!r} stands there twice")
+            found[name] = value
+        return found
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is no JSON number")
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        canonical_json(value)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeError:
+        raise ValueError("text that is not valid Unicode") from None
+    return value
+
+
+def scan_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+    r"""Line number (from 1) and object of each line, or the error that tells why there is none; blank lines are passed over.
+
+    Lines end at ``\n`` alone: U+2028 and its like are ordinary text. Raises InputError where the file cannot be read at all.
+    """
+    number = 0
+
+    def lines(file: IO[bytes]) -> Iterator[bytes]:
+        nonlocal number
+        for number, raw in enumerate(file, 1):
+            yield raw
+
+    try:
+        with path.open("rb") as file:
+            reader = jsonlines.Reader(lines(file), loads=strict_json)
+            while True:
+                row: dict[str, Any] | InputError
+                try:
+                    row = reader.read(type=dict, skip_empty=True)
+                except jsonlines.InvalidLineError as error:
+                    problem = plain(str(error).removesuffix(f" (line {error.lineno})"))
+                    row = InputError(f"{path}:{number}: {problem}; each line must be one JSON object")
+                except EOFError:
+                    return
+                yield number, row
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of each line. Raises InputError at the first line that is not one JSON object."""
+    for number, row in scan_jsonl(path):
+        if isinstance(row, InputError):
+            raise row
+        yield number, row
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` for people to read: indented, sorted, with a final newline; atomically."""
+    with atomic(path) as file:
+        file.write(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name only when the block ends well, synced to disk; otherwise nothing is left."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in ``folder`` survive a power loss."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
