@@ -76,7 +76,12 @@ def parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def bind(
-    function: Callable[..., Any], settings: object, *, lookup: Callable[[str], Any], folder: Path, where: tuple[str | int, ...] = ()
+    function: Callable[..., Any],
+    settings: object,
+    *,
+    lookup: Callable[[str], Any],
+    folder: Path,
+    where: tuple[str | int, ...] = (),
 ) -> dict[str, Any]:
     """Keyword arguments for ``function``: ``settings`` checked, defaults filled in, ``From`` parameters looked up.
 
@@ -111,7 +116,12 @@ def bind(
 
 
 def bind_calls(
-    given: object, functions: Mapping[str, Callable[..., Any]], *, lookup: Callable[[str], Any], folder: Path, where: tuple[str | int, ...]
+    given: object,
+    functions: Mapping[str, Callable[..., Any]],
+    *,
+    lookup: Callable[[str], Any],
+    folder: Path,
+    where: tuple[str | int, ...],
 ) -> list[Call]:
     """A list such as ``[{min_words: 4}, {rationale_words: {minimum: 3}}, label_in_set]`` as checked calls, in order.
 
@@ -122,6 +132,7 @@ def bind_calls(
     calls = []
     for index, entry in enumerate(given):
         here = (*where, index)
+        value: Any
         if isinstance(entry, Call):
             name, value = entry.name, entry.settings
         elif isinstance(entry, dict) and len(entry) == 1:
@@ -150,7 +161,9 @@ def check(annotation: Any, value: object, *, folder: Path, where: tuple[str | in
         first = error.errors(include_url=False, include_context=False)[0]
         inner = tuple(step for step in first["loc"] if not (isinstance(step, str) and "[" in step))
         if first["type"] == "extra_forbidden":
-            raise Problem((*where, *inner), "unknown setting" + suggestion(str(inner[-1]), _fields(annotation))) from None
+            raise Problem(
+                (*where, *inner), "unknown setting" + suggestion(str(inner[-1]), _fields(annotation, inner[:-1]))
+            ) from None
         message = first["msg"].removeprefix("Value error, ")
         raise Problem((*where, *inner), f"{message[0].lower()}{message[1:]}, found {_shown(first['input'])}") from None
     return rooted(checked, folder)
@@ -165,7 +178,9 @@ def rooted(value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
         return {name: rooted(item, folder) for name, item in value.items()}
     if hasattr(value, "model_copy"):
-        return value.model_copy(update={name: rooted(getattr(value, name), folder) for name in type(value).model_fields})
+        return value.model_copy(
+            update={name: rooted(getattr(value, name), folder) for name in type(value).model_fields}
+        )
     return value
 
 
@@ -173,7 +188,9 @@ def located(problem: Problem, prefix: str, source: str, places: Mapping[tuple[st
     """The problem as the one line a user reads: ``stages.yaml:14: stages.dedup.nera: unknown setting; ...``."""
     where = problem.where
     line = next((places[where[:end]] for end in range(len(where), -1, -1) if where[:end] in places), None)
-    name = prefix + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in where).removeprefix("." if not prefix else "")
+    name = prefix + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in where).removeprefix(
+        "." if not prefix else ""
+    )
     start = f"{source}:{line}: " if line else f"{source}: "
     return InputError(start + (f"{plain(name)}: " if name else "") + plain(problem.message))
 
@@ -183,10 +200,17 @@ def _marker(annotation: Any, kind: type[Any]) -> Any:
     return next((mark for mark in found if isinstance(mark, kind)), None)
 
 
-def _fields(annotation: Any) -> list[str]:
-    options = [annotation, *get_args(annotation)]
-    options += [inner for option in options for inner in get_args(option)]
-    return [name for option in options for name in getattr(option, "model_fields", {})]
+def _fields(annotation: Any, steps: tuple[str | int, ...]) -> list[str]:
+    """The names of the settings at ``steps`` inside a (union of) pydantic models."""
+    models = [part for part in _parts(annotation) if hasattr(part, "model_fields")]
+    if not steps:
+        return [info.alias or name for model in models for name, info in model.model_fields.items()]
+    fields = [model.model_fields[steps[0]].annotation for model in models if steps[0] in model.model_fields]
+    return [name for field in fields for name in _fields(field, steps[1:])]
+
+
+def _parts(annotation: Any) -> list[Any]:
+    return [annotation, *(part for inner in get_args(annotation) for part in _parts(inner))]
 
 
 def _shown(value: object) -> str:

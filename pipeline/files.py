@@ -97,7 +97,8 @@ def scan_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
 
     def lines(file: IO[bytes]) -> Iterator[bytes]:
         nonlocal number
-        for number, raw in enumerate(file, 1):
+        for raw in file:
+            number += 1
             yield raw
 
     try:
@@ -140,7 +141,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

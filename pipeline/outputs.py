@@ -1,10 +1,10 @@
 """A stage's folder on disk: row files with their line digests, drops, and the manifest that is written last.
 
-    <run>/<stage>/<key>/part-00000.jsonl    kept rows, one JSON object a line
-    <run>/<stage>/<key>/part-00000.xxh3     one digest a line of it, so that an audit can name a changed row
-    <run>/<stage>/<key>/dropped.jsonl       dropped rows with reason and evidence (and dropped.xxh3)
-    <run>/<stage>/<key>/manifest.json       exists if and only if all the rest is complete
-    <run>/<stage>/current                   the key in force
+<run>/<stage>/<key>/part-00000.jsonl    kept rows, one JSON object a line
+<run>/<stage>/<key>/part-00000.xxh3     one digest a line of it, so that an audit can name a changed row
+<run>/<stage>/<key>/dropped.jsonl       dropped rows with reason and evidence (and dropped.xxh3)
+<run>/<stage>/<key>/manifest.json       exists if and only if all the rest is complete
+<run>/<stage>/current                   the key in force
 """
 
 import hashlib
@@ -97,11 +97,13 @@ class RowWriter:
             os.fsync(file.fileno())
             file.close()
             path = self.folder / f"{self._name}.{suffix}"
-            os.replace(self._temporary(suffix), path)
+            self._temporary(suffix).replace(path)
             rows = suffix == "jsonl"
             digest = self._sha256.hexdigest() if rows else sha256(path)
             self.finished.append(
-                OutputFile(path=path.name, bytes=path.stat().st_size, rows=self._in_file if rows else None, sha256=digest)
+                OutputFile(
+                    path=path.name, bytes=path.stat().st_size, rows=self._in_file if rows else None, sha256=digest
+                )
             )
         self._files = None
         sync_folder(self.folder)
@@ -155,7 +157,9 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(step) for step in first["loc"])
-        raise RunError(f"{path}: {plain(place)}: {plain(first['msg'])}; the manifest is damaged or of another version") from None
+        raise RunError(
+            f"{path}: {plain(place)}: {plain(first['msg'])}; the manifest is damaged or of another version"
+        ) from None
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: {plain(str(error))}; the manifest is damaged") from None
     if manifest_bytes(manifest) != raw or manifest_digest(manifest) != manifest.digest:
@@ -170,7 +174,9 @@ def row_files(folder: Path) -> list[OutputFile]:
     return [
         file
         for file in written
-        if file.rows is not None and file.path != f"{DROPPED}.jsonl" and file.path.removesuffix(".jsonl") + ".xxh3" in names
+        if file.rows is not None
+        and file.path != f"{DROPPED}.jsonl"
+        and file.path.removesuffix(".jsonl") + ".xxh3" in names
     ]
 
 
@@ -201,4 +207,6 @@ def read_file(path: Path, record: type[R]) -> Iterator[R]:
                 yield record.model_validate_json(line)
             except ValidationError as error:
                 problem = error.errors(include_url=False)[0]["msg"]
-                raise RunError(f"{path}:{number}: not a {record.__name__} row ({plain(problem)}); run `stepdistill audit`") from None
+                raise RunError(
+                    f"{path}:{number}: not a {record.__name__} row ({plain(problem)}); run `stepdistill audit`"
+                ) from None

@@ -12,7 +12,8 @@ PLAIN_EVERY = 15.0  # seconds between two plain lines
 class Advance(Protocol):
     """Call it with how many more units are done, and optionally a few words on the state."""
 
-    def __call__(self, amount: int = 1, note: str = "") -> None: ...
+    def __call__(self, amount: int = 1, note: str = "") -> None:  # noqa: D102
+        ...
 
 
 @contextmanager
@@ -21,10 +22,29 @@ def bar(description: str, total: int | None, unit: str = "rows") -> Iterator[Adv
     done = 0
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
-        with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True) as progress:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+        )
+        with Progress(
+            *columns,
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            transient=True,
+        ) as progress:
             task = progress.add_task(description, total=total, note="")
 
             def advance(amount: int = 1, note: str = "") -> None:
@@ -47,4 +67,5 @@ def bar(description: str, total: int | None, unit: str = "rows") -> Iterator[Adv
 
 def say_line(line: str) -> None:
     """One plain line of progress."""
-    print(line, file=sys.stderr, flush=True)
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,390 @@
+"""The command line: each command is a thin layer over a function that a notebook can call as well.
+
+Exit codes: 0 done, 1 failed or the audit found something, 2 wrong usage or settings, 130 on Ctrl-C.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.runner import Outcome
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help=(
+    "From a file of inputs to a small model you can trust: a teacher writes labels and rationales, the pipeline keeps what holds up, "
+    "a student learns both, and every trained row leads back to the response it came from."
+))  # fmt: skip
+
+ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="the settings file")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for a program")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="stage.knob=value, for this call only", metavar="KNOB=VALUE")
+]
+DEFAULT = Path("stages.yaml")
+
+
+def main() -> None:
+    """Entry point of the ``stepdistill`` command."""
+    from pipeline.files import InputError, RunError
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code = app(standalone_mode=False) or 0
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (InputError, RunError) as error:
+        print(f"stepdistill: {error}", file=sys.stderr)
+        code = 2 if isinstance(error, InputError) else 1
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("stepdistill: stopped; what was finished is kept, run again to go on", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new or empty folder")]) -> None:
+    """Start a new project from the built-in example."""
+    from pipeline.project import init as start
+
+    start(folder)
+    print(
+        f"{folder}: a project with stages.yaml, prompts/ and data/; next: cd {folder} && stepdistill check && stepdistill run"
+    )
+
+
+@app.command()
+def check(config: ConfigOption = DEFAULT, settings: SetOption = None) -> None:
+    """Validate stages.yaml, prompts and inputs; run nothing."""
+    from pipeline.project import check as validate
+
+    print(f"{config}: {validate(config, settings or [])}")
+
+
+@app.command()
+def plan(config: ConfigOption = DEFAULT, settings: SetOption = None, as_json: JsonOption = False) -> None:
+    """Say which stages would run and why, and what the teacher would be asked."""
+    from dataclasses import asdict
+
+    from pipeline import provenance, results
+    from pipeline.config import load, verify
+
+    loaded = load(config, settings or [])
+    verify(loaded)
+    steps = provenance.plan(loaded)
+    samples = any(step.stage == "sample" and step.runs for step in steps)
+    estimate = results.estimate(loaded) if samples else None
+    if as_json:
+        _print_json(
+            {
+                "stages": [{"stage": step.stage, "runs": step.runs, "reasons": step.reasons} for step in steps],
+                "teacher": asdict(estimate) if estimate else None,
+            }
+        )
+        return
+    _table(
+        ("stage", "", "why"),
+        [(step.stage, "runs" if step.runs else "unchanged", "; ".join(step.reasons)) for step in steps],
+    )
+    if estimate is None:
+        print("teacher: nothing to ask")
+        return
+    needed = "not known before a first run" if estimate.seconds is None else f"about {_duration(estimate.seconds)}"
+    print(
+        f"teacher: {estimate.to_ask:,} requests to ask ({estimate.stored:,} more are answered in the store): "
+        f"{estimate.prompt_characters:,} prompt characters, at most {estimate.completion_tokens_at_most:,} completion tokens; "
+        f"time {needed}"
+    )
+
+
+@app.command()
+def run(
+    stages: Annotated[
+        list[str] | None, typer.Argument(help="only these, on what lies on disk", metavar="[STAGE]...")
+    ] = None,
+    config: ConfigOption = DEFAULT,
+    start: Annotated[str | None, typer.Option("--from", help="first stage", metavar="STAGE")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="last stage", metavar="STAGE")] = None,
+    settings: SetOption = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="run even what is unchanged (stored responses are still not asked for again)"),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run all stages, or the named ones; what is unchanged is passed over."""
+    from pipeline import report as page
+    from pipeline import results
+    from pipeline.config import load
+    from pipeline.runner import run as run_stages
+
+    loaded = load(config, settings or [])
+    outcomes = run_stages(loaded, stages or None, start=start, until=until, force=force)
+    report_page = loaded.run / "report" / "index.html"
+    if any(outcome.ran for outcome in outcomes) or not report_page.is_file():
+        report_page = page.build(loaded.run, loaded.task.name)
+    figures = results.metrics(loaded.run) if any(outcome.stage == "evaluate" for outcome in outcomes) else None
+    if as_json:
+        rows = [
+            {
+                "stage": outcome.stage,
+                "ran": outcome.ran,
+                "key": outcome.manifest.key,
+                "counts": outcome.manifest.counts.model_dump(),
+            }
+            for outcome in outcomes
+        ]
+        _print_json({"stages": rows, "models": figures, "report": str(report_page)})
+        return
+    _summary(outcomes)
+    if figures is not None:
+        _models(figures, results.speeds(loaded.run))
+    print(f"report: {report_page}")
+
+
+@app.command()
+def status(config: ConfigOption = DEFAULT, as_json: JsonOption = False) -> None:
+    """Show each stage: key in force, rows, age, and whether its settings still match."""
+    from dataclasses import asdict
+
+    from pipeline import results
+    from pipeline.config import load
+
+    found = results.status(load(config))
+    if as_json:
+        _print_json(
+            [{**asdict(stage), "counts": stage.counts.model_dump() if stage.counts else None} for stage in found]
+        )
+        return
+    rows = []
+    for stage in found:
+        figures = (
+            (f"{stage.counts.rows_in:,}", f"{stage.counts.kept:,}", f"{stage.counts.dropped:,}")
+            if stage.counts
+            else ("", "", "")
+        )
+        age = "" if stage.age_seconds is None else _duration(stage.age_seconds)
+        rows.append((stage.stage, stage.state, (stage.key or "")[:8], *figures, age, "; ".join(stage.reasons)))
+    _table(("stage", "state", "key", "in", "kept", "dropped", "age", "changed"), rows, right=(3, 4, 5, 6))
+
+
+@app.command()
+def show(
+    stage: str,
+    config: ConfigOption = DEFAULT,
+    dropped: Annotated[bool, typer.Option("--dropped", help="the dropped rows")] = False,
+    reason: Annotated[str | None, typer.Option("--reason", help="rows dropped for this reason")] = None,
+    number: Annotated[int, typer.Option("-n", min=1, help="how many rows")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Show rows of a stage's result, kept or dropped."""
+    from itertools import islice
+
+    from pipeline import results
+    from pipeline.config import load
+
+    found = list(islice(results.rows(load(config), stage, dropped=dropped, reason=reason), number))
+    if as_json:
+        for row in found:
+            print(json.dumps(row, ensure_ascii=False))
+        return
+    for index, row in enumerate(found):
+        if index:
+            print()
+        _fields(row)
+    if not found:
+        print(f"{stage}: no {'dropped' if dropped or reason else 'kept'} rows")
+
+
+@app.command()
+def trace(
+    row: Annotated[str, typer.Argument(metavar="ID")], config: ConfigOption = DEFAULT, as_json: JsonOption = False
+) -> None:
+    """Follow one row from its source to the shard and back, by any id it ever had."""
+    from dataclasses import asdict
+
+    from pipeline.config import load
+    from pipeline.trace import trace as follow
+
+    events = follow(load(config).run, row)
+    if as_json:
+        _print_json([asdict(event) for event in events])
+        return
+    for index, event in enumerate(events):
+        if index:
+            print()
+        print(f"{event.stage}: {event.verdict}  {event.place}")
+        _fields(event.row, indent="    ")
+
+
+@app.command()
+def audit(
+    path: Annotated[Path | None, typer.Argument(help="a run folder; by default the one of stages.yaml")] = None,
+    config: ConfigOption = DEFAULT,
+    full: Annotated[bool, typer.Option("--full", help="finished results that are no longer in force, too")] = False,
+    sample: Annotated[
+        int | None, typer.Option("--sample", min=1, help="follow only so many shard rows back to the store")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify manifests, files, rows, responses and the way back of every training row."""
+    from pipeline.audit import audit as verify
+    from pipeline.config import load
+
+    run = path if path is not None else load(config).run
+    problems = list(verify(run, full=full, sample=sample))
+    if as_json:
+        _print_json({"run": str(run), "problems": problems})
+    else:
+        for problem in problems:
+            print(problem)
+        print(
+            f"{run}: {f'{len(problems)} problems' if problems else 'whole: every file, row, response and way back is as it was written'}"
+        )
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def train(
+    shards: Annotated[Path, typer.Option(help="a folder of shards: train-*.jsonl, validation-*.jsonl")],
+    student: Annotated[str, typer.Option(help="a checkpoint folder, a Hub name, or 'embedded'")],
+    out: Annotated[Path, typer.Option(help="where the student goes; a new folder")],
+    layers: Annotated[int | None, typer.Option(min=1, help="cut the student to so many evenly spaced layers")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting of the train stage: alpha=0.3", metavar="KNOB=VALUE")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a student on any produced shards."""
+    from pipeline.project import train_alone
+
+    details = train_alone(shards, student, out, layers, settings or [])
+    _print_json(details) if as_json else _fields(details)
+    if not as_json:
+        print(f"student: {out}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="a checkpoint folder of a student")],
+    data: Annotated[
+        Path | None, typer.Option(help="rows with true labels; by default the eval sets of stages.yaml")
+    ] = None,
+    config: ConfigOption = DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure any model on the task's eval sets, or on a file of the same shape."""
+    from pipeline.config import load
+    from pipeline.project import evaluate_alone
+
+    found = evaluate_alone(load(config), model, data)
+    if as_json:
+        _print_json(found)
+        return
+    for figures in found:
+        rows = {figures["model"]: figures}
+        _models(
+            {"eval_sets": {figures["eval_set"]: {"models": rows}}}, {figures["model"]: figures["examples_per_second"]}
+        )
+
+
+@app.command()
+def report(config: ConfigOption = DEFAULT) -> None:
+    """(Re)build the page of the run."""
+    from pipeline import report as page
+    from pipeline.config import load
+
+    loaded = load(config)
+    print(f"report: {page.build(loaded.run, loaded.task.name)}")
+
+
+def _summary(outcomes: Iterable["Outcome"]) -> None:
+    rows = []
+    for outcome in outcomes:
+        counts = outcome.manifest.counts
+        reasons = ", ".join(
+            f"{reason} {number:,}" for reason, number in sorted(counts.reasons.items(), key=lambda item: -item[1])
+        )
+        when = f"{outcome.seconds:.1f} s" if outcome.ran else "unchanged"
+        rows.append(
+            (
+                outcome.stage,
+                f"{counts.rows_in:,}",
+                f"{counts.kept:,}",
+                f"{counts.dropped:,}",
+                reasons,
+                counts.unit,
+                when,
+            )
+        )
+    _table(("stage", "in", "kept", "dropped", "reasons", "unit", "time"), rows, right=(1, 2, 3, 6))
+
+
+def _models(figures: dict[str, Any], speeds: dict[str, float]) -> None:
+    for name, eval_set in figures["eval_sets"].items():
+        rows = []
+        for model, found in eval_set["models"].items():
+            low, high = found["accuracy_interval"]
+            macro = "" if found["macro_f1"] is None else f"{found['macro_f1']:.3f}"
+            size = f"{found['parameters'] / 1e6:,.0f} M" if found["parameters"] else ""
+            speed = f"{speeds[model]:,.1f}" if model in speeds else ""
+            rows.append(
+                (
+                    model,
+                    f"{found['accuracy']:.1%}",
+                    f"{low:.1%} to {high:.1%}",
+                    macro,
+                    speed,
+                    size,
+                    f"{found['rows']:,}",
+                )
+            )
+        header = (f"on {name}", "accuracy", "95% interval", "macro-F1", "examples/s", "parameters", "rows")
+        _table(header, rows, right=(1, 2, 3, 4, 5, 6))
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipeline.files import plain
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _fields(row: dict[str, Any], indent: str = "") -> None:
+    """``name: value`` a line, values on one line and free of control characters."""
+    from pipeline.files import plain
+
+    for name, value in row.items():
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        print(f"{indent}{plain(name)}: {plain(shown, 2000)}")
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,241 @@
+"""stages.yaml -> bound functions, strict: every setting is checked before anything runs, and every error names its line.
+
+YAML 1.2 as ruamel.yaml reads it: ``no`` is text, duplicate keys are errors. Tags and aliases are refused: a settings file is data.
+"""
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from pipeline.binding import InputPath, Problem, bind, check, located, suggestion
+from pipeline.files import InputError, plain
+from pipeline.records import Target
+from pipeline.sources import HUB, EvalSet, files
+from pipeline.stages import STAGES
+
+Places = dict[tuple[str | int, ...], int]
+
+
+def _distinct(values: list[str]) -> list[str]:
+    doubled = sorted({value for value in values if values.count(value) > 1})
+    if doubled:
+        raise ValueError(f"stands there twice: {', '.join(doubled)}")
+    return values
+
+
+class Task(BaseModel):
+    """What is distilled: the inputs, the teacher's prompt, and what the student is to answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    inputs: str = Field(description="a .jsonl, .csv or .parquet file, a folder of them, or hub:<data set>")
+    prompt: InputPath | None = Field(
+        None, description="the teacher's prompt template; not needed for recorded completions"
+    )
+    input: str = Field(min_length=1, description="template of what the student sees after its prefix")
+    labels: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)] | None = None
+    gold: str | None = Field(None, description="column with the true label; it serves the evaluation only")
+    choices: str | None = Field(None, description="column with the row's own closed answers")
+    id: str | None = Field(None, description="column with a unique id")
+    targets: Annotated[list[Target], Field(min_length=1), AfterValidator(_distinct)] = Field(
+        default=["label", "rationale"]
+    )
+
+
+class _TopLevel(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str = Field(min_length=1)
+    task: Task
+    eval_sets: dict[str, EvalSet] = Field(default={})
+    stages: dict[str, Any] = Field(default={})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Checked settings. ``stages`` holds the stages that are switched on, in order, each with its keyword arguments."""
+
+    file: Path
+    run: Path
+    task: Task
+    eval_sets: dict[str, EvalSet]
+    stages: dict[str, dict[str, Any]]
+    places: Places = field(repr=False, default_factory=dict)
+
+    def parents(self, stage: str) -> tuple[str, ...]:
+        """The stages that ``stage`` reads, where one that is switched off is stood in for by what it would have read."""
+        found: list[str] = []
+        for name in STAGES[stage].reads:
+            found += [name] if name in self.stages else self.parents(name)
+        return tuple(found)
+
+
+def load(path: Path | str, overrides: Iterable[str] = ()) -> Config:
+    """Read and check ``stages.yaml``. ``overrides`` are ``stage.knob=value`` as ``--set`` takes them, values in YAML.
+
+    Raises InputError: one line with file, line, setting, problem and what to do.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); `stepdistill init DIR` makes a new project"
+        ) from None
+    raw, places = read_yaml(text, str(path))
+    folder = path.resolve().parent
+    source = str(path)
+    try:
+        top = check(_TopLevel, raw, folder=folder, where=())
+        stages = dict(top.stages)
+        for override in overrides:
+            _override(stages, places, override)
+        task = top.task
+        if not task.inputs.startswith(HUB):
+            task = task.model_copy(update={"inputs": str(folder / task.inputs)})
+        eval_sets = {name: _eval_set(name, given, task) for name, given in top.eval_sets.items()}
+        bound = _bind_stages(stages, task, eval_sets, folder)
+    except Problem as problem:
+        raise located(problem, "", source, places) from None
+    return Config(path, folder / top.run, task, eval_sets, bound, places)
+
+
+def verify(config: Config) -> None:
+    """Check what ``load`` leaves alone because looking at results does not need it: input files, and settings against each other.
+
+    Raises InputError with the setting's line.
+    """
+    try:
+        paths = {("task", "inputs"): config.task.inputs, ("task", "prompt"): config.task.prompt}
+        paths |= {("eval_sets", name, "path"): eval_set.path for name, eval_set in config.eval_sets.items()}
+        for where, path in paths.items():
+            if path is None or str(path).startswith(HUB):
+                continue
+            try:
+                if where[-1] != "prompt":
+                    files(Path(path))
+                elif not Path(path).is_file():
+                    raise InputError(f"{path}: no such file; check the path")
+            except InputError as error:
+                raise Problem(where, str(error)) from None
+        for name, settings in config.stages.items():
+            try:
+                STAGES[name].check(settings)
+            except InputError as error:
+                setting, colon, problem = str(error).partition(": ")
+                if not colon or not setting.startswith(("stages.", "task.")):
+                    raise
+                raise Problem(tuple(setting.split(".")), problem) from None
+    except Problem as problem:
+        raise located(problem, "", str(config.file), config.places) from None
+
+
+def _eval_set(name: str, given: EvalSet, task: Task) -> EvalSet:
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise Problem(("eval_sets", name), "a name is made of letters, digits, '-' and '_'")
+    filled = {field: getattr(given, field) or getattr(task, field) for field in ("input", "gold", "choices", "id")}
+    return given.model_copy(update=filled)
+
+
+def _bind_stages(
+    given: Mapping[str, Any], task: Task, eval_sets: Mapping[str, EvalSet], folder: Path
+) -> dict[str, dict[str, Any]]:
+    for name in given:
+        if name not in STAGES:
+            raise Problem(("stages", name), f"unknown stage{suggestion(str(name), STAGES)}")
+    bound: dict[str, dict[str, Any]] = {}
+    values: dict[str, Any] = {"eval_sets": dict(eval_sets)}
+    values |= {f"task.{name}": getattr(task, name) for name in Task.model_fields}
+    for name, stage in STAGES.items():
+        settings = given.get(name)
+        if settings is False:
+            if not stage.optional:
+                raise Problem(("stages", name), "this stage cannot be switched off")
+            continue
+        bound[name] = bind(stage.function, settings, lookup=values.__getitem__, folder=folder, where=("stages", name))
+        values[f"stages.{name}"] = bound[name]
+        values |= {f"stages.{name}.{knob}": value for knob, value in bound[name].items()}
+    return bound
+
+
+def _override(stages: dict[str, Any], places: Places, override: str) -> None:
+    name, equals, value = override.partition("=")
+    path = name.strip().removeprefix("stages.").split(".")
+    if not equals or not all(path):
+        raise InputError(
+            f"--set {plain(override)}: write it as stage.knob=value, for example quality.filters='[label_in_set]'"
+        )
+    parsed, _ = read_yaml(value, f"--set {plain(name)}", mapping=False)
+    if path[0] not in STAGES:
+        raise InputError(f"--set {plain(override)}: {plain(path[0])}: unknown stage{suggestion(path[0], STAGES)}")
+    for line in [line for line in places if line[: len(path) + 1] == ("stages", *path)]:
+        del places[line]
+    target: Any = {"": stages}
+    for step, after in zip(["", *path[:-1]], path, strict=True):
+        if not isinstance(target[step], dict):
+            target[step] = {}
+        target = target[step]
+        target.setdefault(after, None)
+    target[path[-1]] = parsed
+
+
+def read_yaml(text: str, source: str, *, mapping: bool = True) -> tuple[Any, Places]:
+    """Plain values of a YAML document, and the line of each. Raises InputError with the line.
+
+    ``mapping`` asks for a document that is ``name: value`` pairs.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.events import AliasEvent
+
+    try:
+        for event in YAML(typ="rt", pure=True).parse(io.StringIO(text)):
+            line = event.start_mark.line + 1
+            if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
+                raise InputError(f"{source}:{line}: YAML anchors and aliases are not allowed; write the value out")
+            if getattr(event, "tag", None):
+                raise InputError(f"{source}:{line}: YAML tags are not allowed; write a plain value")
+        document = YAML(typ="rt", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        start = f"{source}:{mark.line + 1}" if mark else source
+        raise InputError(f"{start}: {plain(str(error.problem or error.context))}; not valid YAML") from None
+    except RecursionError:
+        raise InputError(f"{source}: nested too deeply") from None
+    except (YAMLError, ValueError) as error:
+        raise InputError(f"{source}: {plain(str(error))}; not valid YAML") from None
+    places: Places = {}
+    value = _plain_value(document, (), places, source, 1)
+    if mapping and not isinstance(value, dict):
+        raise InputError(f"{source}:1: expected settings ('name: value')")
+    return value, places
+
+
+def _plain_value(value: Any, where: tuple[str | int, ...], places: Places, source: str, line: int) -> Any:
+    places[where] = line
+    if isinstance(value, dict):
+        found = {}
+        for name, item in value.items():
+            here = value.lc.key(name)[0] + 1  # type: ignore[attr-defined]
+            if not isinstance(name, str):
+                raise InputError(f"{source}:{here}: {plain(str(name))}: names must be text; put it in quotes")
+            found[str(name)] = _plain_value(item, (*where, str(name)), places, source, here)
+        return found
+    if isinstance(value, list):
+        return [
+            _plain_value(item, (*where, index), places, source, value.lc.item(index)[0] + 1)  # type: ignore[attr-defined]
+            for index, item in enumerate(value)
+        ]
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    raise InputError(f"{source}:{line}: {plain(str(value))}: dates and times must be put in quotes")

@@ -1,0 +1,113 @@
+"""ingest: source rows -> Prompt. Each row is validated and gets its id.
+
+    {"text": "Late goal sinks the leaders", "topic": "sports"}
+    -> {"id": "5f0c..", "source": "train.jsonl:17", "input": "Late goal sinks the leaders", "gold": "sports", "choices": null, ...}
+
+The id is the source's own (``task.id`` names its column) or the xxh3-128 of the row's canonical JSON. A row that stands there twice,
+byte for byte, would get the same id twice: from the second on, the id carries ``.2``, ``.3`` .. so that no row vanishes before dedup
+names it.
+
+Limits: ids are held in memory to see doubles (about 100 bytes a row).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from pipeline.binding import From
+from pipeline.files import InputError, digest, plain
+from pipeline.prompts import render_text
+from pipeline.records import Drop, Prompt
+from pipeline.sources import Row, read
+
+OnBadRow = Literal["stop", "drop"]
+
+
+def ingest(
+    rows: Iterable[Row],
+    *,
+    on_bad_row: OnBadRow = "stop",
+    input: Annotated[str, From("task.input")],
+    gold: Annotated[str | None, From("task.gold")],
+    choices: Annotated[str | None, From("task.choices")],
+    id: Annotated[str | None, From("task.id")],
+) -> Iterator[Prompt | Drop]:
+    """Accept rows as prompts. A bad row stops the run with its place, or becomes a drop with reason ``bad_row``."""
+    seen: dict[str, str] = {}
+    repeats: Counter[str] = Counter()
+    for number, (source, row) in enumerate(rows, 1):
+        try:
+            if isinstance(row, InputError):
+                raise row
+            prompt = _prompt(source, row, input, gold, choices, id)
+            if prompt.id in seen and id is not None:
+                raise InputError(
+                    f"{source}: {id}: {plain(prompt.id)!r} is also the id of {seen[prompt.id]}; ids must be unique"
+                )
+        except InputError as error:
+            if on_bad_row == "stop":
+                raise
+            yield Drop(id=f"row-{number}", reason="bad_row", evidence={"source": source, "problem": str(error)})
+            continue
+        if prompt.id in seen:
+            repeats[prompt.id] += 1
+            prompt = prompt.model_copy(update={"id": f"{prompt.id}.{repeats[prompt.id] + 1}"})
+        seen[prompt.id] = source
+        yield prompt
+
+
+def prompts(
+    path: Path | str,
+    *,
+    input: str,
+    gold: str | None,
+    choices: str | None,
+    id: str | None,
+    on_bad_row: OnBadRow = "stop",
+) -> Iterator[Prompt | Drop]:
+    """The rows of a source file as ingest would accept them: eval sets are read by this."""
+    return ingest(read(path), on_bad_row=on_bad_row, input=input, gold=gold, choices=choices, id=id)
+
+
+def _prompt(
+    source: str, row: dict[str, Any], input: str, gold: str | None, choices: str | None, id: str | None
+) -> Prompt:
+    def column(name: str) -> Any:
+        if name not in row:
+            raise InputError(f"{source}: {name}: no such column; the row has {plain(', '.join(row))}")
+        return row[name]
+
+    def text(name: str) -> str:
+        value = column(name)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise InputError(f"{source}: {name}: expected text or a number, found {plain(repr(value), 60)}")
+        return str(value)
+
+    shown = render_text(input, row, source)
+    if not shown.strip():
+        raise InputError(f"{source}: the input is empty; check the row and task.input")
+    answers = None
+    if choices is not None:
+        answers = column(choices)
+        if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+            raise InputError(f"{source}: {choices}: expected a list of texts, found {plain(repr(answers), 60)}")
+    try:
+        columns = TypeAdapter(dict[str, JsonValue]).validate_python(row)
+        name = digest(columns) if id is None else text(id)
+        if not name or len(name) > 200 or not name.isprintable() or "/" in name or "#" in name:
+            raise InputError(
+                f"{source}: {id}: {plain(name, 60)!r} cannot be an id: 1 to 200 printable characters without '/' and '#'"
+            )
+        return Prompt(
+            id=name,
+            source=source,
+            input=shown,
+            gold=None if gold is None else text(gold),
+            choices=answers,
+            columns=columns,
+        )
+    except ValidationError as error:
+        raise InputError(f"{source}: {plain(error.errors()[0]['msg'])}") from None

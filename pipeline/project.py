@@ -1,0 +1,105 @@
+"""What a user does around a run: start a project, check it, train or measure a model alone."""
+
+import shutil
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pipeline import evaluate, prompts, sample, train
+from pipeline.binding import Problem, bind, located
+from pipeline.config import Config, load, read_yaml, verify
+from pipeline.files import InputError, plain
+from pipeline.ingest import prompts as read_prompts
+from pipeline.records import Prompt
+from pipeline.sources import EvalSet
+from pipeline.stages import STAGES
+
+EXAMPLE = ("stages.yaml", "prompts", "data")
+
+
+def init(folder: Path) -> None:
+    """Copy the built-in example into ``folder``. Raises InputError where it already holds something: nothing is overwritten."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: already holds something; give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with resources.as_file(resources.files("pipeline") / "example") as example:
+        for name in EXAMPLE:
+            source, target = example / name, folder / name
+            shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
+
+
+def check(path: Path | str, overrides: Iterable[str] = ()) -> str:
+    """Read settings, prompt, every input row and every eval set, run nothing. One line that says what is there.
+
+    Raises InputError at the first thing that cannot be used.
+    """
+    config = load(path, overrides)
+    verify(config)
+    task = config.task
+    template = sample.check(config.stages["sample"])
+    bad_rows = config.stages["ingest"]["on_bad_row"]
+    source = read_prompts(
+        task.inputs, input=task.input, gold=task.gold, choices=task.choices, id=task.id, on_bad_row=bad_rows
+    )
+    rows = bad = 0
+    for row in source:
+        if not isinstance(row, Prompt):
+            bad += 1
+            continue
+        rows += 1
+        if template is not None:
+            prompts.render(template, row.columns, labels=task.labels, choices=row.choices, source=row.source)
+    if not rows:
+        raise InputError(f"{task.inputs}: no rows")
+    sets = []
+    for name, eval_set in config.eval_sets.items():
+        count = 0
+        for item in read_prompts(
+            eval_set.path,
+            input=eval_set.input or task.input,
+            gold=eval_set.gold,
+            choices=eval_set.choices,
+            id=eval_set.id,
+        ):
+            count += 1
+            gold = item.gold if isinstance(item, Prompt) else None
+            if task.labels is not None and gold is not None and gold not in task.labels:
+                raise InputError(
+                    f"{eval_set.path}: row {count}: {eval_set.gold}: {plain(gold)!r} is none of task.labels"
+                )
+        if not count:
+            raise InputError(f"{eval_set.path}: no rows; eval set '{name}' would protect nothing")
+        sets.append(f"{name} {count:,}")
+    told = f", {bad:,} bad rows that ingest will drop" if bad else ""
+    return f"ready: {rows:,} inputs{told}; eval sets: {', '.join(sets) or 'none'}; stages: {', '.join(config.stages)}"
+
+
+def train_alone(shards: Path, student: str, out: Path, layers: int | None, settings: Iterable[str]) -> dict[str, Any]:
+    """SFT on any folder of shards. ``settings`` are ``knob=value`` of the train stage. Raises InputError."""
+    given: dict[str, Any] = {"student": {"from": student, "layers": layers}, "baseline": False}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set {plain(setting)}: write it as knob=value, for example alpha=0.3")
+        given[name.strip()], _ = read_yaml(value, f"--set {plain(name)}", mapping=False)
+    try:
+        bound = bind(STAGES["train"].function, given, lookup={"task.targets": None}.__getitem__, folder=Path.cwd())
+    except Problem as problem:
+        raise located(problem, "", "--set", {}) from None
+    details: dict[str, Any] = train.train_on_shards(shards, out=out, **bound)
+    return details
+
+
+def evaluate_alone(config: Config, model: str, data: Path | None) -> list[dict[str, Any]]:
+    """One model's figures on each eval set of the settings, or on a file whose rows look like theirs. Raises InputError."""
+    task = config.task
+    shape = {"input": task.input, "gold": task.gold, "choices": task.choices, "id": task.id}
+    sets = config.eval_sets if data is None else {data.stem: EvalSet(path=data, **shape)}
+    if not sets:
+        raise InputError(f"{config.file}: eval_sets: there are none; add one, or name a file with --data")
+    kind = config.stages["parse"]["label_type"]
+    return [
+        evaluate.evaluate_model(model, eval_set, name=name, labels=task.labels, label_type=kind, targets=task.targets)
+        for name, eval_set in sets.items()
+    ]

@@ -1,0 +1,190 @@
+"""What a result depends on: stage keys, what changed since the last run, and what would therefore run.
+
+A stage's key is a digest over its name and version, its resolved settings with input files taken by content, the manifests it reads and
+the models it uses. Same key, same bytes; ``stages.NOT_IN_KEY`` names what is left out and why.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipeline import outputs, prompts, sources
+from pipeline.binding import Call
+from pipeline.config import Config
+from pipeline.files import canonical_json, digest, plain, sha256
+from pipeline.records import InputDigest, Manifest, Parent
+from pipeline.stages import NOT_IN_KEY, STAGES
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Everything a stage's key is made of, resolved at one moment."""
+
+    stage: str
+    key: str
+    settings: dict[str, Any]
+    inputs: list[InputDigest]
+    parents: dict[str, Parent]
+    identities: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a plan. ``ask`` is None where the key is not known yet because a stage before it has to run."""
+
+    stage: str
+    runs: bool
+    reasons: list[str] = field(default_factory=list)
+    ask: Ask | None = None
+
+
+def ask(config: Config, stage: str, settled: Mapping[str, Path] | None = None) -> Ask | None:
+    """The stage's key and its parts, against the parents' results in force; None where a parent has none.
+
+    ``settled`` names results that take the place of those in force. Raises InputError where an input file cannot be read.
+    """
+    parents: dict[str, Parent] = {}
+    for parent in config.parents(stage):
+        folder = (settled or {}).get(parent) or outputs.current(config.run, parent)
+        if folder is None:
+            return None
+        parents[parent] = Parent(key=folder.name, manifest=sha256(folder / outputs.MANIFEST))
+    inputs: list[InputDigest] = []
+    settings = {
+        name: _resolved(value, inputs, config.file.resolve().parent) for name, value in config.stages[stage].items()
+    }
+    if not STAGES[stage].reads:
+        settings["inputs"] = _resolved(_source(config.task.inputs), inputs, config.file.resolve().parent)
+    identities = STAGES[stage].identities(config.stages[stage])
+    keyed = _keyed(settings, stage)
+    key = digest(
+        {
+            "stage": stage,
+            "version": STAGES[stage].version,
+            "settings": keyed,
+            "parents": {name: parent.manifest for name, parent in parents.items()},
+            "identities": identities,
+        }
+    )
+    return Ask(stage, key, settings, _distinct(inputs), parents, identities)
+
+
+def plan(config: Config, stages: list[str] | None = None, *, force: bool = False) -> list[Step]:
+    """For each stage (all, or the named ones on what lies on disk): does it run, and why."""
+    steps: list[Step] = []
+    running: set[str] = set()
+    settled: dict[str, Path] = {}
+    for stage in config.stages:
+        if stages is not None and stage not in stages:
+            continue
+        waiting = [parent for parent in config.parents(stage) if parent in running]
+        asked = ask(config, stage, settled)
+        reasons = [f"{parent} runs" for parent in waiting]
+        last = outputs.current(config.run, stage)
+        if last is not None:
+            reasons += _changes(outputs.read_manifest(last), config, stage, asked, set(waiting))
+        elif not waiting:
+            reasons.append("never run")
+        finished = finished_folder(config, stage, asked.key) if asked is not None and not waiting else None
+        if finished is not None:
+            settled[stage] = finished
+        runs = finished is None or force
+        if runs and not reasons:
+            reasons.append("forced" if finished else "its result is gone")
+        if finished and not force and last is not None and asked is not None and last.name != asked.key:
+            reasons = ["a result with these settings lies on disk", *reasons]
+        elif not runs:
+            reasons = []
+        if runs:
+            running.add(stage)
+        steps.append(Step(stage, runs, reasons, None if waiting else asked))
+    return steps
+
+
+def finished_folder(config: Config, stage: str, key: str) -> Path | None:
+    """The folder of a finished result with this key, or None."""
+    folder = config.run / stage / key
+    return folder if (folder / outputs.MANIFEST).is_file() else None
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
+    """One line for each setting that differs: ``quality.filters: [..] -> [..]``."""
+    found = []
+    for name in sorted({*before, *now}):
+        old, new = before.get(name), now.get(name)
+        if canonical_json(old) == canonical_json(new):
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += changed(old, new, f"{prefix}.{name}")
+        else:
+            found.append(f"{prefix}.{name}: {_shown(old)} -> {_shown(new)}")
+    return found
+
+
+def _changes(manifest: Manifest, config: Config, stage: str, asked: Ask | None, waiting: set[str]) -> list[str]:
+    reasons = []
+    if manifest.version != STAGES[stage].version:
+        reasons.append(f"{stage}: version {manifest.version} -> {STAGES[stage].version}")
+    if asked is None:
+        return reasons
+    reasons += changed(_keyed(manifest.settings, stage), _keyed(asked.settings, stage), stage)
+    reasons += changed(manifest.identities, asked.identities, stage)
+    for parent in {*manifest.parents, *asked.parents} - waiting:
+        was, now_parent = manifest.parents.get(parent), asked.parents.get(parent)
+        if was != now_parent:
+            reasons.append(f"{parent} has another result")
+    return reasons
+
+
+def _keyed(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The settings that count."""
+    kept = {name: value for name, value in settings.items() if f"{prefix}.{name}" not in NOT_IN_KEY}
+    return {
+        name: _keyed(value, f"{prefix}.{name}") if isinstance(value, dict) else value for name, value in kept.items()
+    }
+
+
+def _source(inputs: str) -> Path | str:
+    return inputs if inputs.startswith(sources.HUB) else Path(inputs)
+
+
+def _resolved(value: Any, inputs: list[InputDigest], root: Path) -> Any:
+    """A setting as JSON, with each input file in it replaced by its content's digest and noted in ``inputs``."""
+    if isinstance(value, Path):
+        return _file_digest(value, inputs, root)
+    if isinstance(value, BaseModel):
+        return {name: _resolved(getattr(value, name), inputs, root) for name in type(value).model_fields}
+    if isinstance(value, Call):
+        return {value.name: _resolved(value.settings, inputs, root)}
+    if isinstance(value, Mapping):
+        return {name: _resolved(item, inputs, root) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_resolved(item, inputs, root) for item in value]
+    return value
+
+
+def _file_digest(path: Path, inputs: list[InputDigest], root: Path) -> Any:
+    if path.suffix == ".jinja":
+        inputs.append(_input(path, root))
+        return {"prompt": prompts.digest(path)}
+    found = [_input(file, root) for file in sources.files(path)]
+    inputs += found
+    return {"sha256": found[0].sha256} if path.is_file() else {Path(file.path).name: file.sha256 for file in found}
+
+
+def _input(path: Path, root: Path) -> InputDigest:
+    shown = path.relative_to(root) if path.is_relative_to(root) else path
+    return InputDigest(path=str(shown), bytes=path.stat().st_size, sha256=sha256(path))
+
+
+def _distinct(inputs: list[InputDigest]) -> list[InputDigest]:
+    return sorted(set(inputs), key=lambda item: item.path)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict) and set(value) == {"sha256"}:
+        return f"content {value['sha256'][:12]}"
+    return plain(canonical_json(value).decode(), 120)

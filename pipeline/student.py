@@ -1,0 +1,207 @@
+"""The student before training: where it comes from, cut to fewer layers, and how rows become its tokens.
+
+    student: embedded                             # or a checkpoint folder, or a name on the Hub: owner/name, owner/name@revision
+    student: {from: embedded, layers: 8}          # 8 of its layers, evenly spaced, the first and the last among them
+    student: {from: embedded, layers: [0, 1, 29]} # exactly these
+
+A row's tokens are those of its prompt and a newline, then those of its completion and the end-of-sequence token. The two parts are
+tokenised apart, so that no token ever reaches over the boundary, and text that looks like a special token is taken as text.
+
+Limits: causal language models of transformers whose weights lie in safetensors files; no code from a checkpoint is run. Layers can be
+cut where they stand in one list and have like parts, which is so for the common decoders. A local folder's path starts where the
+command runs.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from pipeline import embedded
+from pipeline.files import InputError, plain, sha256
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded"
+SEPARATOR = "\n"
+
+
+class StudentSettings(BaseModel):
+    """A model to start from, and how many (or which) of its layers are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
+
+    source: str = Field(
+        EMBEDDED, alias="from", min_length=1, description="'embedded', a checkpoint folder or a Hub name"
+    )
+    layers: Annotated[int, Field(gt=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = (
+        None
+    )
+
+
+def _settings(value: object) -> object:
+    return {"from": value} if isinstance(value, str) else value
+
+
+Student = Annotated[StudentSettings, BeforeValidator(_settings)]
+"""A student as settings name it: a bare string is its source."""
+
+
+def identity(student: StudentSettings) -> dict[str, Any]:
+    """What the student's source resolves to now: a digest, each file's SHA-256, or the commit on the Hub. Raises InputError.
+
+    Files are read whole (2 GB/s); a Hub name costs one small request, or none where it is cached and the machine is offline.
+    """
+    if student.source == EMBEDDED:
+        return {"from": EMBEDDED, **embedded.identity()}
+    folder = _local(student.source)
+    if folder is not None:
+        files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+        return {"from": folder.name, "files": {file.name: sha256(file) for file in files}}
+    repository, revision = _hub(student.source)
+    return {"from": repository, "revision": revision}
+
+
+def load(student: StudentSettings) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
+    """The model in float32, cut where that is asked for, its tokenizer, and the name of the type its weights were stored in.
+
+    Raises InputError where the source cannot be used as a student.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    name = plain(student.source)
+    where: dict[str, Any] = {"trust_remote_code": False}
+    if student.source == EMBEDDED:
+        source = str(embedded.folder())
+    elif (folder := _local(student.source)) is not None:
+        source = str(folder)
+    else:
+        source, where["revision"] = _hub(student.source)
+    try:
+        config = AutoConfig.from_pretrained(source, **where)
+        stored = str(config.dtype or torch.float32).removeprefix("torch.")
+        tokenizer = AutoTokenizer.from_pretrained(source, **where)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **where)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(
+            f"train.student: {name}: cannot be loaded ({plain(str(error), 160)}); name a causal language model"
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"train.student: {name}: its tokenizer has no end-of-sequence token, so it could not learn to stop"
+        )
+    words = model.get_input_embeddings().num_embeddings
+    if max(tokenizer.get_vocab().values()) >= words:
+        raise InputError(
+            f"train.student: {name}: its tokenizer has tokens beyond the model's {words:,}; they do not belong together"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = (
+            tokenizer.eos_token
+        )  # padding is masked everywhere; this only lets batches be made of the saved student
+    if student.layers is not None:
+        model = cut(model, student.layers, name)
+    return model, tokenizer, stored
+
+
+def cut(model: "PreTrainedModel", layers: int | list[int], name: str = "model") -> "PreTrainedModel":
+    """A model with some of ``model``'s layers: so many, evenly spaced with the first and the last among them, or those listed.
+
+    Embeddings, head and final norm are kept. Raises InputError where the layers are not there or cannot be told from the rest.
+    """
+    from copy import deepcopy
+
+    from torch import nn
+
+    total = getattr(model.config, "num_hidden_layers", None)
+    stacks = [path for path, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == total]
+    if total is None or len(stacks) != 1:
+        raise InputError(
+            f"train.student.layers: {name}: its layers do not stand in one list, so they cannot be cut; leave 'layers' out"
+        )
+    kept = evenly_spaced(layers, total) if isinstance(layers, int) and layers <= total else layers
+    if isinstance(kept, int) or max(kept) >= total or sorted(set(kept)) != kept:
+        raise InputError(
+            f"train.student.layers: {name} has {total} layers; give a number up to that, or rising numbers from 0 to {total - 1}"
+        )
+    config: PretrainedConfig = deepcopy(model.config)
+    config.num_hidden_layers = len(kept)
+    for field, value in config.to_dict().items():
+        if "layer" in field and isinstance(value, list) and len(value) == total:  # such as layer_types
+            setattr(config, field, [value[layer] for layer in kept])
+    smaller = type(model)(config)
+    stack = stacks[0]
+    weights = {field: value for field, value in model.state_dict().items() if not field.startswith(f"{stack}.")}
+    for new, old in enumerate(kept):
+        for field, value in model.get_submodule(f"{stack}.{old}").state_dict().items():
+            weights[f"{stack}.{new}.{field}"] = value
+    try:
+        smaller.load_state_dict(weights)
+    except RuntimeError:
+        problem = f"{name}: its layers differ from one another, so they cannot be cut; leave 'layers' out"
+        raise InputError(f"train.student.layers: {problem}") from None
+    smaller.tie_weights()
+    smaller.generation_config = model.generation_config
+    return smaller
+
+
+def evenly_spaced(count: int, total: int) -> list[int]:
+    """``count`` of the numbers 0 to ``total`` - 1, spread evenly, both ends among them (1 gives the first)."""
+    return [round(index * (total - 1) / max(count - 1, 1)) for index in range(count)]
+
+
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
+    """The tokens that a trained student is given: those of the prompt and the separator, after the tokenizer's own start token if any."""
+    start = [tokenizer.bos_token_id] if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else []
+    return start + _ids(tokenizer, prompt + SEPARATOR)
+
+
+def completion_ids(tokenizer: "PreTrainedTokenizerBase", completion: str) -> list[int]:
+    """The tokens that the student learns to write, the end-of-sequence token last."""
+    return [*_ids(tokenizer, completion), tokenizer.eos_token_id]
+
+
+def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    found: Iterable[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+        "input_ids"
+    ]
+    return list(found)
+
+
+def _local(source: str) -> Path | None:
+    """The folder that ``source`` names, or None where it can only be a Hub name."""
+    folder = Path(source).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir():
+        raise InputError(
+            f"train.student: {plain(source)}: no config.json in this folder; name the folder of a checkpoint"
+        )
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise InputError(
+            f"train.student: {plain(source)}: no such folder; name a checkpoint folder, a Hub name or '{EMBEDDED}'"
+        )
+    return None
+
+
+def _hub(source: str) -> tuple[str, str]:
+    """Repository and commit of a Hub name."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = source.partition("@")
+    try:
+        config = hf_hub_download(repository, "config.json", revision=revision or None)
+    except HFValidationError:
+        raise InputError(
+            f"train.student: {plain(source)}: no such folder, and not a Hub name either; known: '{EMBEDDED}'"
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = plain(str(error).strip().partition("\n")[0], 160)
+        raise InputError(
+            f"train.student: {plain(source)}: neither a folder nor to be had from the Hub ({reason})"
+        ) from None
+    return repository, Path(config).parent.name

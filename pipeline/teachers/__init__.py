@@ -1,0 +1,44 @@
+"""The teachers: one file a backend, picked by ``teacher: {backend: ..}``.
+
+A backend file has its settings (a pydantic model with ``backend: Literal["<name>"]``), ``name``, ``identity`` (what of the teacher
+counts for a request's key; no heavy import) and ``connect`` (a context that gives a function from requests to answers). Adding one is
+such a file, its name in the three lines below, and a test.
+"""
+
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Annotated, Any, Final
+
+from pydantic import Field, JsonValue
+
+from pipeline.teachers import replay, server, vllm
+from pipeline.teachers.contract import Answer, Failure, Request, Sampling, Teacher
+from pipeline.teachers.replay import Replay
+from pipeline.teachers.server import Server
+from pipeline.teachers.vllm import Vllm
+
+__all__ = ["Answer", "Failure", "Replay", "Request", "Sampling", "Server", "Teacher", "TeacherSettings", "Vllm"]
+
+TeacherSettings = Annotated[Vllm | Server | Replay, Field(discriminator="backend")]
+BACKENDS: Final[dict[str, ModuleType]] = {"vllm": vllm, "server": server, "replay": replay}
+
+
+def name(settings: TeacherSettings) -> str:
+    """What responses and reports call this teacher."""
+    found: str = BACKENDS[settings.backend].name(settings)
+    return found
+
+
+def identity(settings: TeacherSettings) -> dict[str, JsonValue]:
+    """All of the teacher that can change its answers, as it resolves now. Nothing is loaded, but weight files may be hashed.
+
+    Raises InputError where it cannot be resolved.
+    """
+    found: dict[str, JsonValue] = BACKENDS[settings.backend].identity(settings)
+    return found
+
+
+def connect(settings: TeacherSettings, sampling: Sampling) -> AbstractContextManager[Teacher]:
+    """The teacher, started for the time of the block. Raises InputError where a setting cannot be used, before anything is loaded."""
+    found: AbstractContextManager[Any] = BACKENDS[settings.backend].connect(settings, sampling)
+    return found

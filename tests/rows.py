@@ -1,0 +1,39 @@
+"""Rows for tests: every field has a value, and a test names only those that it is about."""
+
+from typing import Any
+
+from pipeline.records import Example, Response
+
+
+def example(id: str = "r1", **fields: Any) -> Example:
+    given: dict[str, Any] = {
+        "id": id,
+        "input": "Late goal sinks the league leaders in front of a silent home crowd",
+        "label": "sports",
+        "rationale": "The text reports how a goal decided a match.",
+        "response": f"{id}#0",
+        "text": "The text reports how a goal decided a match. So the answer is sports.",
+        "finish_reason": "stop",
+        "votes": [],
+        "gold": None,
+        "choices": None,
+    }
+    return Example(**(given | fields))
+
+
+def response(text: str, prompt: str = "r1", sample: int = 0, **fields: Any) -> Response:
+    given: dict[str, Any] = {
+        "id": f"{prompt}#{sample}",
+        "prompt": prompt,
+        "sample": sample,
+        "request": f"request-{prompt}-{sample}",
+        "teacher": "a teacher",
+        "text": text,
+        "finish_reason": "stop",
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "input": f"the input of {prompt}",
+        "gold": None,
+        "choices": None,
+    }
+    return Response(**(given | fields))
