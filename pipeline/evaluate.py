@@ -12,10 +12,11 @@ The teacher is asked as the sample stage asked it (same prompt, same sampling, s
 evaluation costs nothing. Student and baseline answer greedily, the way they were trained: prefix, input, separator.
 
 Limits: a row without an answer counts as wrong, so a model that answers rarely looks bad, not good; ``unanswered`` says how often. An
-answer is read as a whole: a student that goes on talking after its label is wrong. Intervals speak of other rows from the same source,
+answer is read as a whole: a student that goes on talking after its label, or had to be cut off, is wrong. Intervals speak of other rows from the same source,
 not of other training seeds. Answers may differ in rare near-ties between machines.
 """
 
+import math
 import random
 import time
 from collections import Counter
@@ -26,6 +27,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
+from pipeline import embedded
 from pipeline.binding import From
 from pipeline.files import InputError, atomic, write_json
 from pipeline.ingest import prompts as read_prompts
@@ -37,8 +39,9 @@ from pipeline.records import Drop, Example, Prediction, Prompt, Record, Response
 from pipeline.sample import answers, pending
 from pipeline.shard import student_prompt
 from pipeline.sources import EvalSet
-from pipeline.student import StudentSettings, prompt_ids
+from pipeline.student import EMBEDDED, StudentSettings, prompt_ids
 from pipeline.student import load as load_student
+from pipeline.teachers import TeacherSettings, Vllm
 
 METRICS = "metrics.json"
 RATIONALES = "rationales.jsonl"
@@ -47,6 +50,7 @@ INTERVAL = "95% Wilson score interval"
 Z95 = 1.959963984540054  # the normal distribution's 97.5th percentile
 Interval = tuple[float, float]
 Precision = Literal["float32", "bfloat16"]
+Positive = Annotated[int, Field(gt=0)]
 
 
 class LabelScores(Record):
@@ -76,7 +80,7 @@ class ModelMetrics(Record):
     )
     same_as_teacher: int | None = Field(description="rows answered as the teacher answered them, right or wrong")
     teacher_rows: int | None = Field(description="rows that the teacher answered")
-    parameters: int | None = Field(description="None where the teacher is behind a server or a recording")
+    parameters: int | None = Field(description="None for a teacher whose weights do not lie in a local folder")
 
 
 class Comparison(Record):
@@ -185,12 +189,12 @@ class _Answered:
 def evaluate(
     job: Job,
     *,
-    batch_size: int = 32,
-    max_new_tokens: int = 32,
+    batch_size: Positive = 32,
+    max_new_tokens: Positive = 32,
     precision: Precision = "float32",
-    rationales: int = 12,
-    max_rationale_tokens: int = 96,
-    bootstrap: int = 2000,
+    rationales: Annotated[int, Field(ge=0)] = 12,
+    max_rationale_tokens: Positive = 96,
+    bootstrap: Positive = 2000,
     seed: int = 0,
     eval_sets: Annotated[dict[str, EvalSet], From("eval_sets")],
     labels: Annotated[list[str] | None, From("task.labels")],
@@ -206,8 +210,8 @@ def evaluate(
     set, is dropped once for each model. Raises InputError where an eval set cannot be read.
     """
     rows, drops = _eval_rows(eval_sets, label_type, labels)
-    folders = {name: job.inputs["train"] / name for name in ("student", "baseline") if "train" in job.inputs}
-    folders = {name: folder for name, folder in folders.items() if folder.is_dir()}
+    trained = job.inputs.get("train")
+    folders = {name: trained / name for name in ("student", "baseline")} if trained is not None else {}
     classes = closed_set(label_type, labels)
     majority = _majority(job) if classes else None
 
@@ -216,6 +220,8 @@ def evaluate(
     answered = [asked] if any(text is not None for text in asked.texts) else []
     told: list[Rationale] = []
     for name, folder in folders.items():
+        if not folder.is_dir():
+            continue
         checkpoint = load(str(folder), precision)
         found = _ask_student(name, checkpoint, rows, label_type, labels, targets, batch_size, max_new_tokens)
         answered.append(found)
@@ -430,18 +436,15 @@ def generate(
     longest = getattr(checkpoint.model.config, "max_position_embeddings", None)
     fits = [index for index, ids in enumerate(tokens) if longest is None or len(ids) + max_new_tokens <= longest]
     found = {index: Answer(None, False) for index in range(len(texts))}
-    order = sorted(
-        fits, key=lambda index: (-len(tokens[index]), index)
-    )  # longest first: a lack of memory shows at once
+    order = sorted(fits, key=lambda index: (-len(tokens[index]), index))  # longest first: lack of memory shows at once
     with torch.inference_mode(), bar(description, len(order)) as advance:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = checkpoint.tokenizer.pad({"input_ids": [tokens[index] for index in chosen]}, return_tensors="pt")
             batch = batch.to(checkpoint.model.device)
-            written = checkpoint.model.generate(**batch, max_new_tokens=max_new_tokens)[
-                :, batch["input_ids"].shape[1] :
-            ]
-            for index, ids in zip(chosen, written.tolist(), strict=True):
+            written = checkpoint.model.generate(**batch, max_new_tokens=max_new_tokens)
+            width = batch["input_ids"].shape[1]
+            for index, ids in zip(chosen, written[:, width:].tolist(), strict=True):
                 finished = checkpoint.tokenizer.eos_token_id in ids
                 found[index] = Answer(checkpoint.tokenizer.decode(ids, skip_special_tokens=True), finished)
             advance(len(chosen))
@@ -516,7 +519,22 @@ def _ask_teacher(
     given_none: tuple[str | None, str | None] = (None, None)
     said_to = [found.get(row.place, given_none) for row in rows]
     speed = _speed(len(rows), began, with_start=True) if fresh == len(rows) * sample["n"] else None
-    return _Answered("teacher", [text for text, _ in said_to], [label for _, label in said_to], speed=speed)
+    size = _stored_parameters(sample["teacher"])
+    return _Answered("teacher", [text for text, _ in said_to], [label for _, label in said_to], size, speed)
+
+
+def _stored_parameters(teacher: TeacherSettings) -> int | None:
+    """How many weights the checkpoint of a local teacher holds; the weights are not read."""
+    from safetensors import safe_open
+
+    if not isinstance(teacher, Vllm):
+        return None
+    folder = embedded.folder() if teacher.model == EMBEDDED else Path(teacher.model)
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - not a dict
+    return total or None
 
 
 def _ask_student(
@@ -537,7 +555,7 @@ def _ask_student(
     )
     speed = _speed(len(rows), began, with_start=False)
     read_as = [
-        None if answer.text is None else read_label(answer.text, label_type, labels, row.prompt.choices)
+        read_label(answer.text, label_type, labels, row.prompt.choices) if answer.text and answer.finished else None
         for answer, row in zip(found, rows, strict=True)
     ]
     return _Answered(name, [answer.text for answer in found], read_as, checkpoint.parameters, speed)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from pipeline.binding import From
 from pipeline.files import InputError, digest, plain
@@ -95,8 +95,7 @@ def _prompt(
         if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
             raise InputError(f"{source}: {choices}: expected a list of texts, found {plain(repr(answers), 60)}")
     try:
-        columns = TypeAdapter(dict[str, JsonValue]).validate_python(row)
-        name = digest(columns) if id is None else text(id)
+        name = digest(row) if id is None else text(id)
         if not name or len(name) > 200 or not name.isprintable() or "/" in name or "#" in name:
             raise InputError(
                 f"{source}: {id}: {plain(name, 60)!r} cannot be an id: 1 to 200 printable characters without '/' and '#'"
@@ -107,7 +106,7 @@ def _prompt(
             input=shown,
             gold=None if gold is None else text(gold),
             choices=answers,
-            columns=columns,
+            columns=row,
         )
     except ValidationError as error:
         raise InputError(f"{source}: {plain(error.errors()[0]['msg'])}") from None

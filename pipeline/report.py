@@ -26,15 +26,16 @@ from pydantic_core import to_json
 from pipeline import outputs
 from pipeline.evaluate import METRICS, RATIONALES, SPEEDS, Comparison, Interval, Metrics, Rationale, Speeds
 from pipeline.files import RunError, atomic, plain, read_jsonl
-from pipeline.records import Drop, Example, Manifest, Prompt
+from pipeline.records import Drop, Example, Manifest, Prompt, Record
 from pipeline.stages import STAGES
 from pipeline.text import excerpt
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Record)
 LONGEST_TEXT = 1200
 MODELS = {
     "student": "labels and rationales",
-    "baseline": "the same student, trained on labels alone",
+    "baseline": "labels alone",
     "teacher": "as the pipeline asks it",
     "majority": "always the most frequent label",
 }
@@ -95,6 +96,18 @@ def build(run: Path, title: str | None = None, *, kept_rows: int = 8, rows_per_r
     ``kept_rows`` rows of the last filter and ``rows_per_reason`` drops of every reason are shown. Raises RunError where the run has no
     finished stage, or one of its files is damaged.
     """
+    try:
+        page = _page(run, title or run.name, kept_rows, rows_per_reason, seed)
+    except OSError as error:
+        raise RunError(f"{error.filename}: cannot be read ({error.strerror}); run `stepdistill audit`") from None
+    target = run / "report" / "index.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(target) as file:
+        file.write(page.encode("utf-8", "backslashreplace"))
+    return target
+
+
+def _page(run: Path, title: str, kept_rows: int, rows_per_reason: int, seed: int) -> str:
     import jinja2
 
     folders = {name: folder for name in STAGES if (folder := outputs.current(run, name)) is not None}
@@ -108,11 +121,12 @@ def build(run: Path, title: str | None = None, *, kept_rows: int = 8, rows_per_r
     shown_as = (number, percent, points, decimal, compact, words, cut, flat, pretty)
     environment.filters |= {function.__name__: function for function in shown_as}
     template = environment.from_string(resources.files("pipeline").joinpath("report.jinja").read_text(encoding="utf-8"))
-    page = template.render(
-        title=title or run.name,
+    return template.render(
+        title=title,
         stages=STAGES,
         manifests=manifests,
         funnel=funnel(manifests),
+        out_of_date=out_of_date(manifests),
         metrics=_metrics(evaluated),
         speeds=_speeds(evaluated),
         models=MODELS,
@@ -123,11 +137,6 @@ def build(run: Path, title: str | None = None, *, kept_rows: int = 8, rows_per_r
         kept=_kept(folders, kept_rows, seed),
         drops=_drops(folders, rows_per_reason, seed),
     )
-    target = run / "report" / "index.html"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(target) as file:
-        file.write(page.encode("utf-8", "backslashreplace"))
-    return target
 
 
 def funnel(manifests: Mapping[str, Manifest]) -> list[Bar]:
@@ -145,6 +154,22 @@ def funnel(manifests: Mapping[str, Manifest]) -> list[Bar]:
         counts = manifest.counts
         bars.append(Bar(manifest, start, start * counts.kept / counts.rows_in if counts.rows_in else 0.0))
     return bars
+
+
+def out_of_date(manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    """Why a stage's result does not belong to those of the others, for the stages of which that is so."""
+    found: dict[str, str] = {}
+    order = list(manifests)
+    for place, (name, manifest) in enumerate(manifests.items()):
+        later = [manifests[other] for other in order[place + 1 :]]
+        for parent, read in manifest.parents.items():
+            if parent not in manifests or manifests[parent].key != read.key:
+                found[name] = f"made from an earlier result of {parent}"
+            elif parent in found:
+                found[name] = f"made from {parent}, which is out of date"
+        if later and not any(name in other.parents for other in later):
+            found.setdefault(name, "read by no later stage")
+    return found
 
 
 def told_apart(comparison: Comparison) -> bool:
@@ -367,11 +392,16 @@ def _speeds(folder: Path | None) -> Speeds | None:
     return _read(path, Speeds) if path is not None and path.is_file() else None
 
 
-def _read(path: Path, record: type[Any]) -> Any:
+def _read(path: Path, record: type[R]) -> R:
+    return _row(path.read_bytes(), record, path)
+
+
+def _row(line: bytes, record: type[R], place: Path) -> R:
     try:
-        return record.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise RunError(f"{path}: cannot be read ({plain(str(error), 120)}); run `stepdistill audit`") from None
+        return record.model_validate_json(line)
+    except ValidationError as error:
+        problem = plain(error.errors(include_url=False)[0]["msg"])
+        raise RunError(f"{place}: not a {record.__name__} ({problem}); run `stepdistill audit`") from None
 
 
 def _rationales(folder: Path | None) -> list[Rationale]:
@@ -384,8 +414,8 @@ def _kept(folders: Mapping[str, Path], size: int, seed: int) -> list[Example]:
     examples = [name for name in folders if STAGES[name].gives is Example]
     if not examples:
         return []
-    lines = drawn(outputs.lines(folders[examples[-1]]), size, f"{seed}/kept")
-    return [Example.model_validate_json(line) for line in lines]
+    folder = folders[examples[-1]]
+    return [_row(line, Example, folder) for line in drawn(outputs.lines(folder), size, f"{seed}/kept")]
 
 
 def _drops(folders: Mapping[str, Path], size: int, seed: int) -> dict[str, dict[str, list[ShownDrop]]]:
@@ -423,7 +453,7 @@ def _inputs(ingested: Path | None, wanted: set[str]) -> dict[str, str]:
     for line in outputs.lines(ingested):
         start = FIRST_ID.match(line)
         if start is not None and start[1] in names:
-            found[names[start[1]]] = Prompt.model_validate_json(line).input
+            found[names[start[1]]] = _row(line, Prompt, ingested).input
             if len(found) == len(names):
                 break
     return found

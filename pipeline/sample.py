@@ -187,7 +187,7 @@ def request_of(
     key = request_key(
         identity=digest(dict(identity)),
         prompt=digest(sent),
-        sampling=_sampling(settings),
+        sampling=sampling_of(settings),
         seed=settings["seed"] + index,
         sample=index,
     )
@@ -238,7 +238,7 @@ def _asking(settings: Mapping[str, Any], identity: dict[str, JsonValue] | None =
         n=settings["n"],
         seed=settings["seed"],
         chunk=settings["chunk"],
-        sampling=_sampling(settings),
+        sampling=sampling_of(settings),
         template=template,
         labels=settings["labels"],
         identity_digest=digest(identity),
@@ -246,7 +246,7 @@ def _asking(settings: Mapping[str, Any], identity: dict[str, JsonValue] | None =
     )
 
 
-def _sampling(settings: Mapping[str, Any]) -> dict[str, JsonValue]:
+def sampling_of(settings: Mapping[str, Any]) -> dict[str, JsonValue]:
     """Every sampling parameter, in one fixed shape. Raises InputError."""
     further = dict(settings["sampling"] or {})
     for name in further:

@@ -70,6 +70,7 @@ def load(student: StudentSettings) -> "tuple[PreTrainedModel, PreTrainedTokenize
     Raises InputError where the source cannot be used as a student.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     name = plain(student.source)
@@ -85,7 +86,7 @@ def load(student: StudentSettings) -> "tuple[PreTrainedModel, PreTrainedTokenize
         stored = str(config.dtype or torch.float32).removeprefix("torch.")
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **where)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise InputError(
             f"train.student: {name}: cannot be loaded ({plain(str(error), 160)}); name a causal language model"
         ) from None

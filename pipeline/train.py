@@ -122,10 +122,10 @@ def train(
 
     ``alpha`` weighs the label loss against the rationale loss (1: labels only); other combinations of targets weigh the same. The learning
     rate rises over the share ``warmup`` of all steps, then falls to 0. A step takes ``batch_size`` x ``accumulation`` examples, each with
-    all its rows; ``max_length`` counts the tokens of prompt and completion; None is the student's context. ``precision`` "auto" computes in bfloat16 where the hardware does; weights
-    are kept in float32 meanwhile. ``log_every`` counts steps; a checkpoint is made at a logged step when the last is older than
-    ``checkpoint_seconds``. ``report_to`` names transformers' integrations ("tensorboard", "wandb"). ``targets`` None takes the tasks that
-    the rows have. Raises InputError where student, rows or settings cannot be used.
+    all its rows. ``max_length`` counts the tokens of prompt and completion; None is the student's context. ``precision`` "auto" computes in
+    bfloat16 where the hardware does; weights are kept in float32 meanwhile. ``log_every`` counts steps; a checkpoint is made at a logged
+    step when the last is older than ``checkpoint_seconds``. ``report_to`` names transformers' integrations ("tensorboard", "wandb").
+    ``targets`` None takes the tasks that the rows have. Raises InputError where student, rows or settings cannot be used.
     """
     recipe = Recipe(
         alpha=alpha,
@@ -214,6 +214,8 @@ def fit(
     recipe: Recipe,
 ) -> Fitted:
     """Train into ``out``, going on from what an interrupted call with the same arguments left there. Raises InputError and RunError."""
+    for left in out.glob(".*.tmp"):  # half-written by a process that was killed
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     rows = list(rows)
     tasks: list[Target] = targets or [task for task in get_args(Target) if any(row.task == task for row in rows)]
     models: dict[str, dict[Target, float]] = {STUDENT: _weights(tasks, recipe.alpha)}
@@ -307,7 +309,7 @@ def _weights(tasks: list[Target], alpha: float) -> dict[Target, float]:
 
 def _fit_one(
     name: str,
-    weights: dict[Target, float],
+    weights: Mapping[Target, float],
     examples: Mapping[str, list[Example]],
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -374,7 +376,7 @@ def _fit_one(
         trainer = StepByStepTrainer(
             model=model,
             args=arguments,
-            weights={**weights},
+            weights=dict(weights.items()),
             padding=tokenizer.pad_token_id,
             processing_class=tokenizer,
             train_dataset=tables["train"],
@@ -451,15 +453,14 @@ def _write_metrics(out: Path, name: str, history: list[dict[str, Any]]) -> None:
     """``metrics.jsonl`` with this model's lines replaced by its history; the student's come first."""
     path = out / METRICS
     others = [row for _, row in read_jsonl(path) if row["model"] != name] if path.is_file() else []
-    lines = [
-        {"model": name, "step": entry["step"], "epoch": _rounded(entry["epoch"])}
-        | {
-            _METRIC.get(field, field): _rounded(value)
-            for field, value in entry.items()
+    lines = []
+    for entry in history:
+        figures = {
+            _METRIC.get(field, field): _rounded(entry[field])
+            for field in sorted(entry)
             if field not in ("step", "epoch")
         }
-        for entry in history
-    ]
+        lines.append({"model": name, "step": entry["step"], "epoch": _rounded(entry["epoch"]), **figures})
     with atomic(path) as file:
         for line in sorted([*others, *lines], key=lambda row: row["model"] != STUDENT):
             file.write(json.dumps(line).encode() + b"\n")

@@ -386,6 +386,12 @@ def test_no_eval_set_is_a_wrong_setting(prepared: Config, tmp_path: Path) -> Non
         ask(prepared, tmp_path, None, eval_sets={})
 
 
+def test_an_answer_that_had_to_be_cut_off_is_none(prepared: Config, students: Path, tmp_path: Path) -> None:
+    predictions, _, _ = ask(prepared, tmp_path, students, max_new_tokens=4)
+    student = [row for row in predictions if row.model == "student"]
+    assert [(row.text, row.label) for row in student[:2]] == [("spor", None), ("food", None)]
+
+
 # Any model on any file
 
 

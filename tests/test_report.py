@@ -376,7 +376,7 @@ def test_figures_on_the_page_are_those_of_the_manifests(tmp_path: Path) -> None:
         assert manifest.key in page
         assert manifest.digest in page
         if stage != "evaluate":
-            counts, what = manifest.counts, STAGES[stage].what.replace("`", "")
+            counts, what = manifest.counts, squeezed(STAGES[stage].what.replace("`", ""))
             assert (
                 f"{stage} {what} {counts.rows_in} {counts.unit} in, {counts.kept} kept, {counts.dropped} dropped"
                 in page
@@ -486,6 +486,26 @@ def test_a_changed_manifest_gives_no_page(tmp_path: Path) -> None:
     path = folder / "manifest.json"
     path.write_bytes(path.read_bytes().replace(b'"kept":4', b'"kept":5'))
     with pytest.raises(RunError, match="digest"):
+        build(run)
+
+
+def test_results_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "topics")
+    assert "belongs together" not in read(build(run)).text
+    quality = outputs.current(run, "quality")
+    assert quality is not None
+    rows = list(outputs.read(quality, Example))
+    finish(run, "quality", rows[:1], parent="decontaminate")
+    page = squeezed(read(build(run)).text)
+    assert "shard was made from an earlier result of quality; train was made from shard, which is out of date" in page
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "topics")
+    folder = outputs.current(run, "dedup")
+    assert folder is not None
+    (folder / "dropped.jsonl").unlink()
+    with pytest.raises(RunError, match="dropped.jsonl: cannot be read"):
         build(run)
 
 

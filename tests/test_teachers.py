@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,11 @@ def test_the_server_is_asked_in_its_own_terms(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_answers_come_in_the_order_of_the_requests_and_no_more_run_at_once_than_allowed() -> None:
-    with chat_server() as chat:
+    def slowly(body: dict[str, Any]) -> Reply:
+        time.sleep(0.02)
+        return echo(body)
+
+    with chat_server(slowly) as chat:
         requests = [request(f"r{number}") for number in range(60)]
         found = ask(server(chat.url, concurrency=4), requests)
         assert [answer.text for answer in found if isinstance(answer, Answer)] == [

