@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="stage.knob=value, for this call only", metavar="KNOB=VALUE")
 ]
 DEFAULT = Path("stages.yaml")
+STOPPED = 130  # Ctrl-C
+WrongUsage: Any = typer.BadParameter.__base__  # typer brings click along under one name or another, by release
 
 
 def main() -> None:
@@ -36,20 +37,21 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         code = app(standalone_mode=False) or 0
-    except click.exceptions.Exit as end:
+    except typer.Exit as end:
         code = end.exit_code
-    except click.ClickException as error:
+    except WrongUsage as error:
         error.show()
         code = error.exit_code
     except (InputError, RunError) as error:
         print(f"stepdistill: {error}", file=sys.stderr)
         code = 2 if isinstance(error, InputError) else 1
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        print("stepdistill: stopped; what was finished is kept, run again to go on", file=sys.stderr)
-        code = 130
+    except (KeyboardInterrupt, typer.Abort):
+        code = STOPPED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    if code == STOPPED:
+        print("stepdistill: stopped; what was finished is kept, run again to go on", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -215,6 +217,7 @@ def trace(
     from dataclasses import asdict
 
     from pipeline.config import load
+    from pipeline.stages import STAGES
     from pipeline.trace import trace as follow
 
     events = follow(load(config).run, row)
@@ -225,7 +228,8 @@ def trace(
         if index:
             print()
         print(f"{event.stage}: {event.verdict}  {event.place}")
-        _fields(event.row, indent="    ")
+        if event.verdict == "dropped" or STAGES[event.stage].kind != "filter":  # a filter keeps a row as it was
+            _fields(event.row, indent="    ")
 
 
 @app.command()

@@ -90,7 +90,7 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Config:
             f"{path}: cannot be read ({error.strerror}); `stepdistill init DIR` makes a new project"
         ) from None
     raw, places = read_yaml(text, str(path))
-    folder = path.resolve().parent
+    folder = path.parent
     source = str(path)
     try:
         top = check(_TopLevel, raw, folder=folder, where=())

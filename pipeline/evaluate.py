@@ -12,8 +12,8 @@ The teacher is asked as the sample stage asked it (same prompt, same sampling, s
 evaluation costs nothing. Student and baseline answer greedily, the way they were trained: prefix, input, separator.
 
 Limits: a row without an answer counts as wrong, so a model that answers rarely looks bad, not good; ``unanswered`` says how often. An
-answer is read as a whole: a student that goes on talking after its label, or had to be cut off, is wrong. Intervals speak of other rows from the same source,
-not of other training seeds. Answers may differ in rare near-ties between machines.
+answer is read as a whole: a student that goes on talking after its label, or had to be cut off, is wrong. Intervals speak of other
+rows from the same source, not of other training seeds. Answers may differ in rare near-ties between machines and batch sizes.
 """
 
 import math
@@ -348,33 +348,34 @@ def paired_difference(
 
 
 def macro_f1(golds: Sequence[str], answers: Sequence[str | None], classes: Sequence[str]) -> float:
-    """The mean F1 of the classes that are some row's truth or answer; an answer outside ``classes`` is simply wrong.
+    """The mean F1 of the classes that are some row's truth or answer; an answer outside ``classes`` is simply wrong."""
+    from sklearn.metrics import f1_score
 
-    A class's F1 is 2 x hits / (rows with this truth + rows with this answer). Raises ValueError for a truth outside ``classes``.
-    """
-    scores = label_scores(confusion(golds, answers, classes), classes)
-    shares = [
-        2
-        * sum(gold == answer == name for gold, answer in zip(golds, answers, strict=True))
-        / (score.gold + score.answered)
-        for name, score in scores.items()
-        if score.gold + score.answered
-    ]
-    return sum(shares) / len(shares) if shares else 0.0
+    truths, given = _numbered(golds, answers, classes)
+    present = sorted({*truths, *given} - {len(classes)})
+    return float(f1_score(truths, given, labels=present, average="macro", zero_division=0))
 
 
 def confusion(golds: Sequence[str], answers: Sequence[str | None], classes: Sequence[str]) -> list[list[int]]:
-    """A row for each true class, a column for each answered one, and a last column for answers outside ``classes`` or none.
+    """A row for each true class, a column for each answered one, and a last column for answers outside ``classes`` or none."""
+    from sklearn.metrics import confusion_matrix
+
+    truths, given = _numbered(golds, answers, classes)
+    matrix = confusion_matrix(truths, given, labels=range(len(classes) + 1))
+    return [[int(count) for count in row] for row in matrix[: len(classes)]]
+
+
+def _numbered(
+    golds: Sequence[str], answers: Sequence[str | None], classes: Sequence[str]
+) -> tuple[list[int], list[int]]:
+    """Labels as positions in ``classes``; an answer that is none of them gets the position after the last.
 
     Raises ValueError for a truth outside ``classes``.
     """
-    # Counted here rather than by scikit-learn: loading its OpenMP beside torch's made training on two cores 10 to 70 times slower.
-    counts = Counter(zip(golds, answers, strict=True))
+    places: dict[str | None, int] = {name: place for place, name in enumerate(classes)}
     if strange := set(golds).difference(classes):
         raise ValueError(f"{min(strange)!r} is none of the classes")
-    rows = [[counts[gold, answer] for answer in classes] for gold in classes]
-    totals = Counter(golds)
-    return [[*row, totals[gold] - sum(row)] for gold, row in zip(classes, rows, strict=True)]
+    return [places[gold] for gold in golds], [places.get(answer, len(classes)) for answer in answers]
 
 
 def label_scores(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, LabelScores]:

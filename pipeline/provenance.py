@@ -119,9 +119,18 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> l
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             found += changed(old, new, f"{prefix}.{name}")
+        elif isinstance(old, list) and isinstance(new, list) and (moved := _moved(old, new)):
+            found.append(f"{prefix}.{name}: {moved}")
         else:
             found.append(f"{prefix}.{name}: {_shown(old)} -> {_shown(new)}")
     return found
+
+
+def _moved(old: list[Any], new: list[Any]) -> str:
+    """What came into a list and what went out of it; nothing where only the order changed."""
+    came = [f"+ {_shown(item)}" for item in new if item not in old]
+    went = [f"- {_shown(item)}" for item in old if item not in new]
+    return ", ".join(came + went)
 
 
 def _changes(manifest: Manifest, config: Config, stage: str, asked: Ask | None, waiting: set[str]) -> list[str]:
@@ -176,6 +185,7 @@ def _file_digest(path: Path, inputs: list[InputDigest], root: Path) -> Any:
 
 
 def _input(path: Path, root: Path) -> InputDigest:
+    path = path.resolve()
     shown = path.relative_to(root) if path.is_relative_to(root) else path
     return InputDigest(path=str(shown), bytes=path.stat().st_size, sha256=sha256(path))
 

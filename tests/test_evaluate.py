@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,11 @@ def test_confusion_has_a_last_column_for_everything_else() -> None:
     assert (scores["d"].precision, scores["d"].recall) == (None, None)
 
 
+def test_a_truth_outside_the_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="'z' is none of the classes"):
+        confusion(["z"], ["a"], ["a"])
+
+
 def test_a_label_named_other_is_a_label_like_any() -> None:
     assert confusion(["other", "a"], ["other", None], ["other", "a"]) == [[1, 0, 0], [0, 0, 1]]
 
@@ -148,6 +154,9 @@ def tiny_student(folder: Path, *, steps: int, context: int = 512) -> Path:
     inner.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
     torch.manual_seed(1)
+    torch.set_num_threads(
+        1
+    )  # two threads wait for each other a hundred times longer than they work on matrices this small
     config = LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=48,
@@ -189,6 +198,16 @@ def tiny_student(folder: Path, *, steps: int, context: int = 512) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Iterator[None]:
+    """As many threads for the tests after these as for those before."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

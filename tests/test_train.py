@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,15 +59,27 @@ def make_model(folder: Path, layers: int = LAYERS, **config: Any) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model gains nothing by a second thread, and its sums are the same whoever else uses the machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def pair(number: int, split: str = "train", **completions: str) -> list[TrainingRow]:
-    """Both rows of an example whose label is its input's first letter."""
-    text = f"{'ab'[number % 2]} {number}"
-    said = {"label": text[0], "rationale": f"It begins with {text[0]}."} | completions
+    """Both rows of an example whose label is the letter that fills its input."""
+    letter = "ab"[number % 2]
+    text = f"{letter * 9} {number}"
+    said = {"label": letter, "rationale": f"It begins with {letter}."} | completions
     return [
         TrainingRow(
             id=f"r{number}/{task}",
@@ -121,7 +134,7 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny: Path) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("trained") / "out"
-    return out, run(shards, out, tiny, epochs=12, learning_rate=1e-2)
+    return out, run(shards, out, tiny, epochs=16, learning_rate=1e-2)
 
 
 def test_both_models_learn_and_are_normal_checkpoints(trained: tuple[Path, dict[str, Any]]) -> None:
@@ -130,15 +143,15 @@ def test_both_models_learn_and_are_normal_checkpoints(trained: tuple[Path, dict[
     out, details = trained
     for model in ("student", "baseline"):
         steps = metrics(out, model)
-        assert [row["step"] for row in steps] == list(range(1, 61))
+        assert [row["step"] for row in steps] == list(range(1, 81))
         assert steps[0]["label_loss"] > 3
-        assert steps[-1]["label_loss"] < 0.3
-        assert metrics(out, model, "validation_label_loss")[-1]["validation_label_loss"] < 0.4
+        assert steps[-1]["label_loss"] < 0.1
+        assert metrics(out, model, "validation_label_loss")[-1]["validation_label_loss"] < 0.1
         tokenizer = AutoTokenizer.from_pretrained(out / model)
         network = AutoModelForCausalLM.from_pretrained(out / model)
         import torch
 
-        asked = prompt_ids(tokenizer, "[label] b 21")
+        asked = prompt_ids(tokenizer, "[label] bbbbbbbbb 21")
         said = network.generate(torch.tensor([asked]), max_new_tokens=4, do_sample=False, pad_token_id=0)[
             0, len(asked) :
         ].tolist()
@@ -265,11 +278,13 @@ def test_rows_that_cannot_be_trained_on_are_dropped_with_their_examples(tiny: Pa
     assert [type(fate) for fate in fates] == [Trained] * 2 + [Drop] * 5
     drops = fates[2:]
     assert [drop.reason for drop in drops] == ["too_long"] * 2 + ["missing_task"] + ["empty_completion"] * 2
-    sizes = {"label": len("[label] b 1\n") + 2, "rationale": len("[rationale] b 1\n") + 101}
+    sizes = {"label": len("[label] bbbbbbbbb 1\n") + 2, "rationale": len("[rationale] bbbbbbbbb 1\n") + 101}
     assert drops[0].evidence == {"tokens": sizes, "max_length": 60}
     assert drops[2].evidence == {"missing": ["rationale"]}
     assert len(examples["train"]) == 1
-    at_the_limit, _ = encode(rows[:2], ["label", "rationale"], tokenizer, len("[rationale] a 0\nIt begins with a.") + 1)
+    at_the_limit, _ = encode(
+        rows[:2], ["label", "rationale"], tokenizer, len("[rationale] aaaaaaaaa 0\nIt begins with a.") + 1
+    )
     assert [type(fate) for fate in at_the_limit] == [Trained] * 2
 
 
@@ -312,7 +327,10 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(
     tmp_path: Path, shards: Path, tiny: Path
 ) -> None:
     out, whole = tmp_path / "killed", tmp_path / "whole"
-    child = subprocess.Popen([sys.executable, "-c", CHILD, shards, out, tiny], cwd=ROOT, stderr=subprocess.DEVNULL)
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, shards, out, tiny], cwd=ROOT, env=alone, stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + 120
         while not any(
