@@ -72,7 +72,7 @@ class Config:
         found: list[str] = []
         for name in STAGES[stage].reads:
             found += [name] if name in self.stages else self.parents(name)
-        return tuple(found)
+        return tuple(dict.fromkeys(found))
 
 
 def load(path: Path | str, overrides: Iterable[str] = ()) -> Config:
@@ -113,7 +113,7 @@ def verify(config: Config) -> None:
     Raises InputError with the setting's line.
     """
     try:
-        paths = {("task", "inputs"): config.task.inputs, ("task", "prompt"): config.task.prompt}
+        paths: dict[tuple[str, ...], Path | str | None] = {("task", "inputs"): config.task.inputs, ("task", "prompt"): config.task.prompt}
         paths |= {("eval_sets", name, "path"): eval_set.path for name, eval_set in config.eval_sets.items()}
         for where, path in paths.items():
             if path is None or str(path).startswith(HUB):

@@ -58,8 +58,6 @@ class RowWriter:
         self.finished: list[OutputFile] = []
         self.rows = 0
         self._files: tuple[IO[bytes], IO[bytes]] | None = None
-        if rows_per_file is None:
-            self._open()
 
     def write(self, line: bytes) -> None:
         """Add one row; ``line`` is its encoding without the newline."""
@@ -77,6 +75,8 @@ class RowWriter:
 
     def close(self) -> list[OutputFile]:
         """Finish the last file; all files written, row files and digest files."""
+        if self._files is None and self.rows_per_file is None and not self.finished:
+            self._open()
         if self._files is not None:
             self._finish()
         return self.finished

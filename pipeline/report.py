@@ -90,7 +90,7 @@ class Sample:
     rows: list[tuple[int, Any]] = field(default_factory=list)
 
 
-def build(run: Path, title: str | None = None, *, kept_rows: int = 8, rows_per_reason: int = 3, seed: int = 0) -> Path:
+def build(run: Path, title: str | None = None, *, kept_rows: int = 8, rows_per_reason: int = 4, seed: int = 0) -> Path:
     """Write the page of a run and return its path.
 
     ``kept_rows`` rows of the last filter and ``rows_per_reason`` drops of every reason are shown. Raises RunError where the run has no

@@ -81,7 +81,7 @@ STAGES = {
             identities=lambda settings: {"student": train.identity(settings["student"])},
         ),
         Stage(
-            "evaluate", "job", evaluate.evaluate, ("train",), None, Prediction, 1, "predictions",
+            "evaluate", "job", evaluate.evaluate, ("shard", "train"), None, Prediction, 1, "predictions",
             "student beside teacher and baselines", optional=True,
             identities=lambda settings: _teacher(settings["sample"]),
         ),

@@ -240,7 +240,7 @@ def test_a_text_without_room_for_an_answer_gets_none(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A run up to the shards; of six test rows the recorded teacher has four right, one wrong, and never saw the last."""
+    """A run up to the shards; of six test rows the recorded teacher has three right, one wrong, mumbles at one and never saw the last."""
     folder = tmp_path_factory.mktemp("project")
     settings = write_project(folder)
     rows = [
@@ -251,7 +251,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Config:
     with (folder / "completions.jsonl").open("a") as file:
         for number in range(5):
             topic = TOPICS[number % 2] if number else "food"
-            file.write(json.dumps({"id": f"t{number}", "completion": f"It is so. So the answer is {topic}."}) + "\n")
+            said = f"It is so. So the answer is {topic}." if number != 4 else "Who knows."
+            file.write(json.dumps({"id": f"t{number}", "completion": said}) + "\n")
     config = load(settings)
     run(config)
     return config
@@ -334,13 +335,14 @@ def test_the_trained_student_is_right_and_the_untrained_baseline_is_not(measured
 def test_what_the_teacher_did_not_answer_is_wrong_and_said_so(measured: tuple[Path, Any]) -> None:
     folder, (predictions, _, _) = measured
     teacher = [row for row in predictions if row.model == "teacher"]
-    assert [row.label for row in teacher] == ["food", "food", "sports", "food", "sports", None]
-    assert [row.correct for row in teacher] == [False, True, True, True, True, False]
+    assert [row.label for row in teacher] == ["food", "food", "sports", "food", None, None]
+    assert [row.correct for row in teacher] == [False, True, True, True, False, False]
+    assert [row.text for row in teacher[4:]] == ["Who knows.", ""]
     found = figures(folder).eval_sets["test"]
-    assert (found.models["teacher"].answered, found.models["teacher"].unanswered) == (5, 1)
-    assert (found.models["student"].same_as_teacher, found.models["student"].teacher_rows) == (4, 5)
+    assert (found.models["teacher"].answered, found.models["teacher"].unanswered) == (4, 1)
+    assert (found.models["student"].same_as_teacher, found.models["student"].teacher_rows) == (3, 4)
     compared = {(pair.first, pair.second): pair for pair in found.comparisons}
-    assert (compared["student", "teacher"].only_first, compared["student", "teacher"].only_second) == (2, 0)
+    assert (compared["student", "teacher"].only_first, compared["student", "teacher"].only_second) == (3, 0)
 
 
 def test_the_student_is_asked_why(measured: tuple[Path, Any]) -> None:
@@ -388,7 +390,7 @@ def test_two_eval_sets_may_share_ids(prepared: Config, tmp_path: Path) -> None:
     assert totals.rows_in == len(predictions) + len(drops) == 2 * 8 * 2
     found = figures(tmp_path).eval_sets
     assert found["test"].models["teacher"] == found["again"].models["teacher"]
-    assert found["test"].models["teacher"].correct == 4
+    assert found["test"].models["teacher"].correct == 3
 
 
 def test_an_eval_set_without_truths_measures_nothing(prepared: Config, tmp_path: Path) -> None:

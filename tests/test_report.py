@@ -245,7 +245,9 @@ def fabricate(run: Path, texts: Sequence[tuple[str, str, str]] = tuple(TEXTS), *
     unparsed = Drop(
         id=responses[-1].id, reason="unparsed", evidence={"text": "I do not know.", "pattern": "(?P<label>.+)"}
     )
-    finish(run, "parse", examples[:-1], [unparsed], parent="sample")
+    finish(
+        run, "parse", examples[:-1], [unparsed], parent="sample", kept=2 * len(examples[:-1])
+    )  # two responses an example
     twin = {
         "twin": examples[0].id,
         "twin_text": examples[0].input,
@@ -381,6 +383,8 @@ def test_figures_on_the_page_are_those_of_the_manifests(tmp_path: Path) -> None:
                 f"{stage} {what} {counts.rows_in} {counts.unit} in, {counts.kept} kept, {counts.dropped} dropped"
                 in page
             )
+            written = f"{counts.dropped} dropped; {counts.rows_out} rows written"
+            assert (written in page) == (stage == "parse")
             for reason, number in counts.reasons.items():
                 assert f"{reason.replace('_', ' ')} {number}" in page
 
@@ -543,8 +547,8 @@ def test_each_stage_starts_where_its_parent_ended(tmp_path: Path) -> None:
     manifests = {name: outputs.read_manifest(folder) for name in STAGES if (folder := outputs.current(run, name))}
     bars = {bar.manifest.stage: bar for bar in funnel(manifests)}
     assert (bars["ingest"].start, bars["ingest"].end) == (1.0, pytest.approx(6 / 7))
-    assert bars["quality"].end == pytest.approx(2 / 7)
-    assert bars["shard"].end == bars["train"].end == pytest.approx(2 / 7)  # two rows an example make the bar no wider
+    assert bars["quality"].end == pytest.approx(6 / 7 * 10 / 11 * 2 / 5)
+    assert bars["shard"].end == bars["train"].end == bars["quality"].end  # two rows an example make the bar no wider
     for before, after in (("ingest", "sample"), ("parse", "dedup"), ("quality", "shard")):
         assert bars[after].start == bars[before].end
 
@@ -552,8 +556,9 @@ def test_each_stage_starts_where_its_parent_ended(tmp_path: Path) -> None:
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
 def test_ticks_are_even_and_enclose(low: float, width: float) -> None:
     found = ticks(low, low + width)
-    assert found[0] <= low + 1e-6 * (1 + abs(low))
-    assert found[-1] >= low + width - 1e-6 * (1 + abs(low) + width)
+    rounding = 1e-6 * (1 + abs(low) + width)
+    assert found[0] <= low + rounding
+    assert found[-1] >= low + width - rounding
     assert 2 <= len(found) <= 8
     steps = [after - before for before, after in pairwise(found)]
     assert steps == pytest.approx([steps[0]] * len(steps), rel=1e-3)
