@@ -113,7 +113,10 @@ def verify(config: Config) -> None:
     Raises InputError with the setting's line.
     """
     try:
-        paths: dict[tuple[str, ...], Path | str | None] = {("task", "inputs"): config.task.inputs, ("task", "prompt"): config.task.prompt}
+        paths: dict[tuple[str, ...], Path | str | None] = {
+            ("task", "inputs"): config.task.inputs,
+            ("task", "prompt"): config.task.prompt,
+        }
         paths |= {("eval_sets", name, "path"): eval_set.path for name, eval_set in config.eval_sets.items()}
         for where, path in paths.items():
             if path is None or str(path).startswith(HUB):

@@ -36,7 +36,7 @@ from pipeline.outputs import Job, Totals, read
 from pipeline.parse import parse as parse_responses
 from pipeline.progress import bar
 from pipeline.records import Drop, Example, Prediction, Prompt, Record, Response, Target, TrainingRow
-from pipeline.sample import answers, pending
+from pipeline.sample import Asked, answers
 from pipeline.shard import student_prompt
 from pipeline.sources import EvalSet
 from pipeline.student import EMBEDDED, StudentSettings, prompt_ids
@@ -126,16 +126,15 @@ class Rationale(Record):
 
 
 class Speed(Record):
-    """How fast a model answered."""
+    """How fast a model answered, its start not counted; for the teacher, the requests that the store could not answer."""
 
     rows: int
     seconds: float
     examples_per_second: float
-    with_start: bool = Field(description="whether starting the model is part of the time")
 
 
 class Speeds(Record):
-    """What run-speed.json holds. The teacher is missing where some of its answers came from the response store."""
+    """What run-speed.json holds. The teacher is missing where all of its answers came from the response store."""
 
     device: str
     models: dict[str, Speed]
@@ -500,12 +499,11 @@ def _ask_teacher(
         rounds[seen[row.prompt.id]].append(row)
         seen[row.prompt.id] += 1
     found: dict[str, tuple[str, str | None]] = {}
-    fresh = sum(pending((row.prompt for row in asked), settings=sample, responses=responses).to_ask for asked in rounds)
-    began = time.perf_counter()
+    timed = Asked()
     for asked in rounds:
         given = [
             response
-            for response in answers((row.prompt for row in asked), **sample, responses=responses)
+            for response in answers((row.prompt for row in asked), **sample, responses=responses, asked=timed)
             if isinstance(response, Response)
         ]
         texts = {response.prompt: response.text for response in reversed(given)}
@@ -519,7 +517,7 @@ def _ask_teacher(
                 found[row.place] = texts[row.prompt.id], None
     given_none: tuple[str | None, str | None] = (None, None)
     said_to = [found.get(row.place, given_none) for row in rows]
-    speed = _speed(len(rows), began, with_start=True) if fresh == len(rows) * sample["n"] else None
+    speed = _speed(timed.requests, timed.seconds)
     size = _stored_parameters(sample["teacher"])
     return _Answered("teacher", [text for text, _ in said_to], [label for _, label in said_to], size, speed)
 
@@ -554,7 +552,7 @@ def _ask_student(
     found = generate(
         checkpoint, texts, batch_size=batch_size, max_new_tokens=max_new_tokens, description=f"evaluate {name}"
     )
-    speed = _speed(len(rows), began, with_start=False)
+    speed = _speed(len(rows), time.perf_counter() - began)
     read_as = [
         read_label(answer.text, label_type, labels, row.prompt.choices) if answer.text and answer.finished else None
         for answer, row in zip(found, rows, strict=True)
@@ -562,14 +560,10 @@ def _ask_student(
     return _Answered(name, [answer.text for answer in found], read_as, checkpoint.parameters, speed)
 
 
-def _speed(rows: int, began: float, *, with_start: bool) -> Speed | None:
-    seconds = time.perf_counter() - began
-    per_second = round(rows / seconds, 2)
-    return (
-        Speed(rows=rows, seconds=round(seconds, 3), examples_per_second=per_second, with_start=with_start)
-        if rows
-        else None
-    )
+def _speed(rows: int, seconds: float) -> Speed | None:
+    if not rows:
+        return None
+    return Speed(rows=rows, seconds=round(seconds, 3), examples_per_second=round(rows / max(seconds, 1e-3), 2))
 
 
 def _explain(

@@ -167,7 +167,9 @@ class Manifest(Record):
     settings: dict[str, JsonValue]
     parents: dict[str, Parent]
     inputs: list[InputDigest]
-    identities: dict[str, dict[str, JsonValue]] = Field(description="models used: what was asked for and what it resolved to")
+    identities: dict[str, dict[str, JsonValue]] = Field(
+        description="models used: what was asked for and what it resolved to"
+    )
     counts: Counts
     outputs: list[OutputFile]
     features: dict[str, str] = Field(description="column name -> type of the row files, for datasets.load_dataset")

@@ -55,6 +55,14 @@ class Settings(TypedDict):
     labels: list[str] | None
 
 
+@dataclass
+class Asked:
+    """What was asked of the teacher, and how long it took without the start."""
+
+    requests: int = 0
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class Pending:
     """What asking would take: distinct requests in the store and to ask, and for the latter the prompts' characters and ``max_tokens``."""
@@ -109,7 +117,7 @@ def sample(
     folder = job.inputs["ingest"]
     wanted = n * sum(file.rows or 0 for file in outputs.row_files(folder))
     answered = failed = prompt_tokens = completion_tokens = 0
-    asked = _Asked()
+    asked = Asked()
     with bar("sample", wanted, "requests") as advance:
         for row in _answers(asking, outputs.read(folder, Prompt), job.responses, asked):
             if isinstance(row, Drop):
@@ -135,12 +143,14 @@ def sample(
     return Totals(rows_in=wanted, details=details)
 
 
-def answers(rows: Iterable[Prompt], *, responses: Path, **settings: Unpack[Settings]) -> Iterator[Response | Drop]:
+def answers(
+    rows: Iterable[Prompt], *, responses: Path, asked: Asked | None = None, **settings: Unpack[Settings]
+) -> Iterator[Response | Drop]:
     """Ask the teacher about any prompts, through the store in ``responses``; one row a sample, in the order of the prompts.
 
-    Raises InputError and RunError as ``sample`` does; what was answered before stays in the store.
+    ``asked`` is filled with what was asked. Raises InputError and RunError as ``sample`` does; what was answered before stays in the store.
     """
-    yield from _answers(_asking(settings), rows, responses, _Asked())
+    yield from _answers(_asking(settings), rows, responses, Asked() if asked is None else asked)
 
 
 def pending(rows: Iterable[Prompt], *, settings: Mapping[str, Any], responses: Path) -> Pending:
@@ -209,14 +219,6 @@ class _Asking:
     labels: list[str] | None
     identity_digest: str
     template_text: str
-
-
-@dataclass
-class _Asked:
-    """What was asked of the teacher, and how long it took without the start."""
-
-    requests: int = 0
-    seconds: float = 0.0
 
 
 def _asking(settings: Mapping[str, Any], identity: dict[str, JsonValue] | None = None) -> _Asking:
@@ -317,7 +319,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _answers(asking: _Asking, rows: Iterable[Prompt], responses: Path, asked: _Asked) -> Iterator[Response | Drop]:
+def _answers(asking: _Asking, rows: Iterable[Prompt], responses: Path, asked: Asked) -> Iterator[Response | Drop]:
     waiting: list[tuple[Prompt, Request]] = []  # in the order of the prompts
     missing: dict[str, Request] = {}  # those of them that must be asked; equal requests once
     failures: dict[str, Failure] = {}

@@ -312,7 +312,7 @@ def fabricate(run: Path, texts: Sequence[tuple[str, str, str]] = tuple(TEXTS), *
             for n, (text, label, why) in enumerate(texts[:4])
         ]
         speeds = {
-            model: Speed(rows=150, seconds=7.5, examples_per_second=rate, with_start=model == "teacher")
+            model: Speed(rows=150, seconds=7.5, examples_per_second=rate)
             for model, rate in (("student", 41.5), ("baseline", 40.0), ("teacher", 3.1))
         }
         finish(

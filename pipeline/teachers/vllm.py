@@ -16,6 +16,8 @@ import dataclasses
 import inspect
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,16 +152,17 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
     make_parameters = _parameters(vllm, sampling, more)
     make_parameters(0)
     try:
-        llm = vllm.LLM(
-            **{
-                "model": str(folder) if commit is None else settings.model,
-                "revision": commit,
-                "tokenizer_revision": commit if "tokenizer" not in settings.engine else None,
-                "enable_prefix_caching": True,
-                "use_tqdm_on_load": False,
-                **settings.engine,
-            }
-        )
+        with _deaf_children():
+            llm = vllm.LLM(
+                **{
+                    "model": str(folder) if commit is None else settings.model,
+                    "revision": commit,
+                    "tokenizer_revision": commit if "tokenizer" not in settings.engine else None,
+                    "enable_prefix_caching": True,
+                    "use_tqdm_on_load": False,
+                    **settings.engine,
+                }
+            )
     except (ValueError, TypeError, VLLMClientError) as error:
         raise InputError(f"stages.sample.teacher: vLLM refuses these settings: {_first_line(error)}") from None
     except (RuntimeError, OSError, VLLMError) as error:
@@ -253,6 +256,22 @@ def _quiet() -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # A forked engine would hold the store's lock for as long as it lives.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started in the block do not hear Ctrl-C, which a terminal sends to all: they are ended from here, in order.
+
+    A new process inherits the signals that the thread which starts it has blocked; another thread takes the signal meanwhile.
+    """
+    over = threading.Event()
+    threading.Thread(target=over.wait, daemon=True).start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        over.set()
 
 
 def _parameters(vllm: Any, sampling: Sampling, more: dict[str, JsonValue]) -> Any:
