@@ -22,6 +22,7 @@ import os
 import shutil
 import time
 import warnings
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ STUDENT, BASELINE = "student", "baseline"
 METRICS = "metrics.jsonl"
 SPEEDS = "run-train.json"
 SETTINGS = "settings.json"
+SHORT = 256  # tokens; up to here plain attention's memory does not matter
 DEFAULT_STUDENT = StudentSettings.model_validate({"from": "embedded", "layers": 8})
 Precision = Literal["auto", "bfloat16", "float32"]
 Positive = Annotated[int, Field(gt=0)]
@@ -229,12 +231,15 @@ def fit(
             raise InputError(f"train.max_length: {problem}")
         fates, examples = encode(rows, tasks, tokenizer, recipe.max_length or context)
         if not examples["train"]:
-            raise InputError("train: no rows to train on are left; `stepdistill show train --dropped` tells why")
+            reasons = Counter(row.reason for row in fates if isinstance(row, Drop))
+            told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "all are validation rows"
+            raise InputError(f"train: no rows to train on are left of {len(fates):,} ({told})")
         facts: dict[str, JsonValue] = {}
         for name, weights in models.items():
             if not (out / name).is_dir():
                 _fit_one(name, weights, examples, model or load(student)[0], tokenizer, stored, out, recipe)
             model = None  # it has been trained, so the next one starts from a fresh copy
+            shutil.rmtree(out / f"checkpoints-{name}", ignore_errors=True)
             facts[name] = _facts(out, name)
     tokens = {task: sum(row.tokens for row in fates if isinstance(row, Trained) and row.task == task) for task in tasks}
     counts = {split: len(examples[split]) for split in SPLITS}
@@ -334,6 +339,11 @@ def _fit_one(
         )
         for split in SPLITS
     }
+    longest = max(len(ids) for table in examples.values() for example in table for ids in example.ids.values())
+    if not torch.cuda.is_available() and longest <= SHORT:
+        model.set_attn_implementation(
+            "eager"
+        )  # on a CPU the fused attention is slower on its way back: a quarter of a step with short rows
     arguments = SFTConfig(
         output_dir=str(work),
         num_train_epochs=recipe.epochs,
@@ -402,7 +412,6 @@ def _fit_one(
             ) from None
     _write_metrics(out, name, trainer.state.log_history)
     _keep(trainer.model.to(getattr(torch, stored)), tokenizer, out / name)
-    shutil.rmtree(work, ignore_errors=True)
     seconds = time.monotonic() - began
     tokens = trainer.state.num_input_tokens_seen - trainer.tokens_before
     speed = {"seconds": round(seconds, 1), "tokens": tokens, "tokens_per_second": round(tokens / seconds, 1)}
@@ -437,9 +446,8 @@ def _checkpoint(work: Path) -> Path | None:
     newest: Path | None = None
     for path in found:
         try:
-            complete = newest is None and bool(
-                strict_json((path / "trainer_state.json").read_bytes())
-            )  # transformers writes it last
+            state = strict_json((path / "trainer_state.json").read_bytes())  # transformers writes it last
+            complete = newest is None and bool(state)
         except (OSError, ValueError):
             complete = False
         if complete:

@@ -419,7 +419,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, shards: Path, tiny: Path) 
         run(shards, tmp_path / "c", empty)
     with pytest.raises(InputError, match="no such folder"):
         run(shards, tmp_path / "d", tmp_path / "absent")
-    with pytest.raises(InputError, match="no rows to train on"):
+    with pytest.raises(InputError, match=r"no rows to train on are left of 48 \(too_long 48\)"):
         run(shards, tmp_path / "e", tiny, max_length=5)
     bad = write_shards(tmp_path / "bad", pair(0))
     with (bad / "train-00000.jsonl").open("a") as file:
