@@ -108,6 +108,8 @@ def plan(config: ConfigOption = DEFAULT, settings: SetOption = None, as_json: Js
         f"{estimate.prompt_characters:,} prompt characters, at most {estimate.completion_tokens_at_most:,} completion tokens; "
         f"time {needed}"
     )
+    if estimate.cost_at_most is not None:
+        print(f"cost: at most {estimate.cost_at_most:,.2f} at the prices of stages.sample.price")
 
 
 @app.command()

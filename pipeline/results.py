@@ -16,6 +16,9 @@ from pipeline.runner import RUN_FACTS
 from pipeline.stages import STAGES
 
 
+CHARACTERS_A_TOKEN = 4  # English text and common tokenizers; only the estimate of a cost rests on it
+
+
 @dataclass(frozen=True)
 class Status:
     """One stage as it lies on disk. ``state`` is 'done', 'settings changed' (with the reasons), 'waiting' or 'never run'."""
@@ -31,9 +34,11 @@ class Status:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What sampling will ask the teacher for; ``seconds`` (without the teacher's start) is None before a first measured run.
+    """What sampling will ask the teacher for, and what that takes.
 
-    ``prompt_characters`` and ``completion_tokens_at_most`` are those of the requests still to be asked.
+    ``prompt_characters`` and ``completion_tokens_at_most`` are those of the requests still to be asked. ``seconds`` (without the teacher's
+    start) is None before a first measured run. ``cost_at_most`` is in the currency of ``stages.sample.price``, with four characters taken
+    for a token; None without a price, or where the time is not known and hours are priced.
     """
 
     stored: int
@@ -41,6 +46,7 @@ class Estimate:
     prompt_characters: int
     completion_tokens_at_most: int
     seconds: float | None
+    cost_at_most: float | None
 
 
 def status(config: Config) -> list[Status]:
@@ -136,13 +142,23 @@ def estimate(config: Config) -> Estimate:
     rows = (row for row in source if isinstance(row, Prompt))
     pending = sample.pending(rows, settings=config.stages["sample"], responses=config.run / "responses")
     rate = _measured_rate(config.run)
+    seconds = pending.to_ask / rate if rate else None
     return Estimate(
         stored=pending.stored,
         to_ask=pending.to_ask,
         prompt_characters=pending.prompt_characters,
         completion_tokens_at_most=pending.completion_tokens_at_most,
-        seconds=pending.to_ask / rate if rate else None,
+        seconds=seconds,
+        cost_at_most=_cost(config.stages["sample"]["price"], pending, seconds),
     )
+
+
+def _cost(price: sample.Price | None, pending: sample.Pending, seconds: float | None) -> float | None:
+    if price is None or (price.hour and seconds is None):
+        return None
+    tokens = pending.prompt_characters / CHARACTERS_A_TOKEN * price.prompt_tokens
+    tokens += pending.completion_tokens_at_most * price.completion_tokens
+    return tokens / 1e6 + (seconds or 0.0) / 3600 * price.hour
 
 
 def _measured_rate(run: Path) -> float | None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, TypedDict, Unpack
 
-from pydantic import Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pipeline import outputs, prompts, teachers
 from pipeline.binding import From
@@ -38,6 +38,16 @@ WINDOW: Final = 16  # answers from the store wait for one that is still to be as
 LABELS: Final = "{labels}"  # in ``regex``: any one of the task's labels
 
 
+class Price(BaseModel):
+    """What asking costs, in any one currency; `stepdistill plan` reckons with it. Tokens are priced by the million."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hour: Annotated[float, Field(ge=0)] = 0.0
+    prompt_tokens: Annotated[float, Field(ge=0)] = 0.0
+    completion_tokens: Annotated[float, Field(ge=0)] = 0.0
+
+
 class Settings(TypedDict):
     """The stage's settings, as ``sample`` takes them and as ``From("stages.sample")`` gives them."""
 
@@ -51,6 +61,7 @@ class Settings(TypedDict):
     regex: str | None
     sampling: dict[str, JsonValue] | None
     chunk: int
+    price: Price | None
     prompt: Path | None
     labels: list[str] | None
 
@@ -86,6 +97,7 @@ def sample(
     regex: str | None = None,
     sampling: dict[str, JsonValue] | None = None,
     chunk: Annotated[int, Field(ge=1)] = 256,
+    price: Price | None = None,
     prompt: Annotated[Path | None, From("task.prompt")] = None,
     labels: Annotated[list[str] | None, From("task.labels")] = None,
 ) -> Generator[Response | Drop, None, Totals]:
@@ -93,7 +105,7 @@ def sample(
 
     ``stop``: texts that end an answer. ``regex``: what answers must look like, where ``{labels}`` stands for any label of the task.
     ``sampling``: further sampling parameters of the backend (``top_k``, ``min_p``, ``repetition_penalty`` ..). ``chunk``: how many
-    requests are asked, and committed, together.
+    requests are asked, and committed, together. ``price``: what asking costs, for the plan.
 
     Raises InputError for settings and templates that cannot be used, RunError where the teacher fails.
     """
@@ -108,6 +120,7 @@ def sample(
         "regex": regex,
         "sampling": sampling,
         "chunk": chunk,
+        "price": price,
         "prompt": prompt,
         "labels": labels,
     }

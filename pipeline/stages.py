@@ -90,9 +90,11 @@ STAGES = {
 
 NOT_IN_KEY: dict[str, str] = {
     "sample.chunk": "how many prompts are submitted at once changes when answers come, not what was asked",
+    "sample.price": "what asking costs changes no answer",
     "train.checkpoint_seconds": "how often an unfinished training is saved changes nothing in a finished one",
     "train.report_to": "where figures are sent besides",
     "evaluate.sample.chunk": "as sample.chunk",
+    "evaluate.sample.price": "as sample.price",
 }
 """Settings that a stage's key leaves out, each with its reason. Also left out everywhere: the paths of input files (their content
 counts, not where it lies), package versions and hardware (a run that must not be shared between them has its own run folder), and

@@ -80,6 +80,15 @@ def test_plan_names_the_changed_field_and_asks_the_teacher_nothing(project: Path
     assert "teacher: nothing to ask" in shown
 
 
+def test_plan_reckons_the_cost_and_a_price_changes_no_key(project: Path) -> None:
+    priced = ["--set", "sample.price={completion_tokens: 1000}"]
+    shown = call(project, "plan", *priced).stdout
+    assert f"cost: at most {29 * 256 * 1000 / 1e6:.2f} at the prices" in shown
+    call(project, "run")
+    planned = json.loads(call(project, "plan", "--json", *priced).stdout)
+    assert not any(stage["runs"] for stage in planned["stages"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

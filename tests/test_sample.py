@@ -54,6 +54,7 @@ def asked(url: str, template: Path | None, **changed: Any) -> dict[str, Any]:
         "regex": None,
         "sampling": None,
         "chunk": 4,
+        "price": None,
         "prompt": template,
         "labels": LABELS,
         **changed,
