@@ -10,9 +10,11 @@ Not checked: that a model really gave the stored answer, and that the source fil
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
 from pydantic import ValidationError
 
 from pipeline import outputs, responses
@@ -166,33 +168,50 @@ def _check_lineage(
         yield f"{shard_folder}: its parse and sample results are not on disk; no row can be followed back"
         return
     last_filter = next(iter(shard.parents))
-    examples = {example.id: example for example in outputs.read(chain[last_filter], Example)}
-    answers = {response.id: response for response in outputs.read(chain["sample"], Response)}
-    stored = {record.key: record.text for _, _, record in responses.read_store(store)} if store.is_dir() else {}
-    rows = (
-        list(outputs.read(shard_folder, TrainingRow)) if sample is not None else outputs.read(shard_folder, TrainingRow)
-    )
-    if sample is not None and isinstance(rows, list):
-        rows = random.Random(seed).sample(rows, min(sample, len(rows)))
+    examples = {example.id: _Known.of(example) for example in outputs.read(chain[last_filter], Example)}
+    answers = {answer.id: (answer.request, _short(answer.text)) for answer in outputs.read(chain["sample"], Response)}
+    stored = {record.key: _short(record.text) for _, _, record in responses.read_store(store)} if store.is_dir() else {}
+    rows: Iterable[TrainingRow] = outputs.read(shard_folder, TrainingRow)
+    if sample is not None:
+        found = list(rows)
+        rows = random.Random(seed).sample(found, min(sample, len(found)))
     for row in rows:
         where = f"{shard_folder}: row {plain(row.id)}"
         example = examples.get(row.example)
-        answer = answers.get(example.response) if example else None
         if example is None:
             yield f"{where}: no example {plain(row.example)} in {last_filter}"
-        elif (
-            row.completion
-            != {"label": example.label, "rationale": example.rationale, "response": example.text}[row.task]
-        ):
+            continue
+        request, text = answers.get(example.response, (None, None))
+        if _short(row.completion) != example.targets.get(row.task):
             yield f"{where}: not the {row.task} of its example"
-        elif not row.prompt.endswith(example.input):
+        elif _short(row.prompt[-example.input_length :]) != example.input:
             yield f"{where}: not the input of its example"
-        elif answer is None:
+        elif request is None:
             yield f"{where}: no response {plain(example.response)} in sample"
-        elif answer.request not in stored:
-            yield f"{where}: its response {answer.request} is not in the store"
-        elif stored[answer.request] != answer.text:
-            yield f"{where}: its response {answer.request} reads differently in the store"
+        elif request not in stored:
+            yield f"{where}: its response {request} is not in the store"
+        elif stored[request] != text:
+            yield f"{where}: its response {request} reads differently in the store"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is remembered of an example: digests, not texts, so that a million rows fit."""
+
+    response: str
+    input: bytes
+    input_length: int
+    targets: dict[str, bytes]
+
+    @classmethod
+    def of(cls, example: Example) -> "_Known":
+        texts = {"label": example.label, "rationale": example.rationale, "response": example.text}
+        targets = {name: _short(text) for name, text in texts.items() if text is not None}
+        return cls(example.response, _short(example.input), len(example.input), targets)
+
+
+def _short(text: str) -> bytes:
+    return xxhash.xxh3_128_digest(text.encode())
 
 
 def _ancestors(folder: Path, manifest: Manifest) -> Iterator[tuple[str, Path]]:

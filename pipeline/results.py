@@ -15,7 +15,6 @@ from pipeline.records import Counts, Prompt
 from pipeline.runner import RUN_FACTS
 from pipeline.stages import STAGES
 
-
 CHARACTERS_A_TOKEN = 4  # English text and common tokenizers; only the estimate of a cost rests on it
 
 
