@@ -39,7 +39,7 @@ from pipeline.records import Drop, Example, Prediction, Prompt, Record, Response
 from pipeline.sample import Asked, answers
 from pipeline.shard import student_prompt
 from pipeline.sources import EvalSet
-from pipeline.student import EMBEDDED, StudentSettings, prompt_ids
+from pipeline.student import EMBEDDED, StudentSettings, prompt_ids, quiet
 from pipeline.student import load as load_student
 from pipeline.teachers import TeacherSettings, Vllm
 
@@ -405,7 +405,8 @@ def load(model: str, precision: Precision = "float32") -> Checkpoint:
     from transformers import GenerationConfig
 
     try:
-        loaded, tokenizer, _ = load_student(StudentSettings.model_validate({"from": model}))
+        with quiet():
+            loaded, tokenizer, _ = load_student(StudentSettings.model_validate({"from": model}))
     except InputError as error:
         raise InputError(str(error).removeprefix("train.student: ")) from None
     tokenizer.padding_side = "left"

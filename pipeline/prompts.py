@@ -12,8 +12,8 @@ and the row ``{"text": "Late goal"}`` becomes::
 
 Few-shot examples stand inside ``user``, or as turns of their own in pairs of blocks ``user_1`` and ``assistant_1``, ``user_2`` ..; those
 are sent between ``system`` and ``user``. Variables are the row's columns, and ``labels`` and ``choices`` where the task has them (these
-win over columns of that name). What is rendered is never rendered again, so ``{{ .. }}`` in a row stays text. Templates run in Jinja's sandbox; they read files of their own
-folder alone, and have no source of randomness.
+win over columns of that name). What is rendered is never rendered again, so ``{{ .. }}`` in a row stays text. Templates run in Jinja's
+sandbox; they read files of their own folder alone, and have no source of randomness.
 
 Limits: white space is sent as the blocks leave it (``{%-`` trims it). A block that is blank is not sent. Nothing here keeps a row from
 imitating a model's special tokens: the ``vllm`` backend refuses such rows, a server cannot be asked.

@@ -12,7 +12,9 @@ cut where they stand in one list and have like parts, which is so for the common
 command runs.
 """
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -206,3 +208,26 @@ def _hub(source: str) -> tuple[str, str]:
             f"train.student: {plain(source)}: neither a folder nor to be had from the Hub ({reason})"
         ) from None
     return repository, Path(config).parent.name
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' notes to developers; errors are raised as ever."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import datasets
+        from transformers.utils import logging
+
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        data_bars = datasets.are_progress_bars_disabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
+            if not data_bars:
+                datasets.enable_progress_bars()

@@ -21,10 +21,8 @@ import math
 import os
 import shutil
 import time
-import warnings
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -48,7 +46,7 @@ from pipeline.outputs import Job, Totals
 from pipeline.progress import bar, say_line
 from pipeline.records import Drop, Target, Trained, TrainingRow
 from pipeline.shard import SPLITS
-from pipeline.student import Student, StudentSettings, completion_ids, identity, load, prompt_ids
+from pipeline.student import Student, StudentSettings, completion_ids, identity, load, prompt_ids, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -223,7 +221,7 @@ def fit(
     models: dict[str, dict[Target, float]] = {STUDENT: _weights(tasks, recipe.alpha)}
     if baseline and {"label", "rationale"} <= set(tasks):
         models[BASELINE] = {"label": 1.0}
-    with _quiet():
+    with quiet():
         model, tokenizer, stored = load(student)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if recipe.max_length and context and recipe.max_length > context:
@@ -521,26 +519,3 @@ def _precision(asked: Precision) -> str:
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' notes to developers; errors are raised as ever."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import datasets
-        from transformers.utils import logging
-
-        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        data_bars = datasets.are_progress_bars_disabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        datasets.disable_progress_bars()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(level)
-            if bars:
-                logging.enable_progress_bar()
-            if not data_bars:
-                datasets.enable_progress_bars()

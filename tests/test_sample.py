@@ -394,6 +394,8 @@ from tests.test_sample import engine_rows, engine_settings
 if __name__ == "__main__":
     for row in sample.answers(engine_rows(), responses=Path(sys.argv[1]) / "store", **engine_settings(Path(sys.argv[1]))):
         print(row.line().decode(), flush=True)
+        if row.id == "r3#0":
+            input()
 """
 LONG = "word " * 400
 
@@ -415,12 +417,20 @@ def engine_settings(folder: Path) -> dict[str, Any]:
         regex=r"The topic is {labels}\. [a-z ]{4,40}\.",
         stop=["."],
         chunk=8,
+        max_tokens=40,
     )
+
+
+def running(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.mark.slow
 def test_the_real_engine(tmp_path: Path, template: Path) -> None:
-    """One engine in a process of its own: structured output, a stop text, rows that cannot be asked, and nothing left running."""
+    """One engine in a process of its own: structured output, a stop text, rows that cannot be asked; killed, it leaves nothing running."""
     try:
         embedded.folder()
     except InputError as error:
@@ -429,15 +439,23 @@ def test_the_real_engine(tmp_path: Path, template: Path) -> None:
     command = [sys.executable, str(tmp_path / "sampling.py"), str(tmp_path)]
     root = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    found = [json.loads(process.stdout.readline()) for _ in range(4)]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.communicate()
+    until = time.monotonic() + 20
+    while any(map(running, children)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(children) >= 2
+    assert not any(map(running, children))
     for row in (found[0], found[3]):
         assert re.fullmatch(r"The topic is (sports|food & drink \(hot\))", row["text"])  # cut before the stop text
         assert row["finish_reason"] == "stop"
-        assert 0 < row["completion_tokens"] <= 20
+        assert 0 < row["completion_tokens"] <= 40
         assert 10 < row["prompt_tokens"] < 100
     assert (found[1]["reason"], found[1]["evidence"]["token"]) == ("special_token", "<|im_end|>")
     assert found[2]["reason"] == "prompt_too_long"
-    assert found[2]["evidence"]["prompt_tokens"] + 20 > found[2]["evidence"]["context"] == 256
+    assert found[2]["evidence"]["prompt_tokens"] + 40 > found[2]["evidence"]["context"] == 256
     assert stored_keys(tmp_path / "store") == {bytes.fromhex(row["request"]) for row in (found[0], found[3])}

@@ -14,12 +14,14 @@ that print today's date change the prompt behind the request key's back. Code th
 
 import dataclasses
 import inspect
+import multiprocessing
 import os
 import re
-import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -127,7 +129,7 @@ def identity(settings: Vllm) -> dict[str, JsonValue]:
 
 @contextmanager
 def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
-    """One engine for the time of the block; its processes are gone afterwards, also after Ctrl-C.
+    """One engine for the time of the block; its processes are gone afterwards, also after Ctrl-C and SIGKILL.
 
     Raises InputError for a setting that vLLM does not know or take, before the weights are loaded; RunError where it does not start.
     """
@@ -151,25 +153,26 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
     known(more, parameters, "stages.sample.sampling", "sampling parameter")
     make_parameters = _parameters(vllm, sampling, more)
     make_parameters(0)
-    try:
-        with _deaf_children():
-            llm = vllm.LLM(
-                **{
-                    "model": str(folder) if commit is None else settings.model,
-                    "revision": commit,
-                    "tokenizer_revision": commit if "tokenizer" not in settings.engine else None,
-                    "enable_prefix_caching": True,
-                    "use_tqdm_on_load": False,
-                    **settings.engine,
-                }
-            )
-    except (ValueError, TypeError, VLLMClientError) as error:
-        raise InputError(f"stages.sample.teacher: vLLM refuses these settings: {_first_line(error)}") from None
-    except (RuntimeError, OSError, VLLMError) as error:
-        raise RunError(
-            f"teacher: vLLM did not start: {_first_line(error)}; VLLM_LOGGING_LEVEL=INFO in the environment shows more"
-        ) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            with stack.enter_context(_guard())():
+                llm = vllm.LLM(
+                    **{
+                        "model": str(folder) if commit is None else settings.model,
+                        "revision": commit,
+                        "tokenizer_revision": commit if "tokenizer" not in settings.engine else None,
+                        "enable_prefix_caching": True,
+                        "use_tqdm_on_load": False,
+                        **settings.engine,
+                    }
+                )
+        except (ValueError, TypeError, VLLMClientError) as error:
+            raise InputError(f"stages.sample.teacher: vLLM refuses these settings: {_first_line(error)}") from None
+        except (RuntimeError, OSError, VLLMError) as error:
+            raise RunError(
+                f"teacher: vLLM did not start: {_first_line(error)}; VLLM_LOGGING_LEVEL=INFO in the environment shows more"
+            ) from None
+        stack.callback(llm.llm_engine.engine_core.shutdown)
         encode = _encoder(llm.get_tokenizer())
         context = int(llm.llm_engine.model_config.max_model_len)
 
@@ -205,8 +208,6 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
             return [result for result in results if result is not None]
 
         yield answer
-    finally:
-        llm.llm_engine.engine_core.shutdown()
 
 
 def _located(settings: Vllm) -> tuple[Path, str | None]:
@@ -258,20 +259,47 @@ def _quiet() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
-@contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes started in the block do not hear Ctrl-C, which a terminal sends to all: they are ended from here, in order.
-
-    A new process inherits the signals that the thread which starts it has blocked; another thread takes the signal meanwhile.
-    """
-    over = threading.Event()
-    threading.Thread(target=over.wait, daemon=True).start()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+GUARD: Final = """
+import os, signal, sys
+for line in sys.stdin.readlines():
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        over.set()
+        os.kill(int(line), signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+
+
+@contextmanager
+def _guard() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Makes engine processes that are started in the block given end with this process, even where it is killed.
+
+    By themselves they would live on then, and keep their memory (vLLM 0.32). A small process waits for the end of a pipe that only this
+    process holds, and then ends those it was told of: after a regular end there are none left.
+    """
+    command = [sys.executable, "-I", "-S", "-c", GUARD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as guard:
+        told = {child.pid for child in multiprocessing.active_children()}
+        over = threading.Event()
+
+        def tell() -> None:
+            while not over.wait(0.1):
+                for child in multiprocessing.active_children():
+                    if child.pid not in told:
+                        told.add(child.pid)
+                        with suppress(BrokenPipeError):
+                            print(child.pid, file=guard.stdin, flush=True)
+
+        @contextmanager
+        def watch() -> Iterator[None]:
+            thread = threading.Thread(target=tell, daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                over.set()
+                thread.join()
+
+        yield watch
 
 
 def _parameters(vllm: Any, sampling: Sampling, more: dict[str, JsonValue]) -> Any:
