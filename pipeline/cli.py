@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed or the audit found something, 2 wrong usage or sett
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -27,6 +28,8 @@ SetOption = Annotated[
 ]
 DEFAULT = Path("stages.yaml")
 STOPPED = 130  # Ctrl-C
+# vLLM warns of what a CPU lacks while it is imported, before it sets up its own logging; its engine's processes import this module first.
+logging.getLogger("vllm").setLevel(logging.ERROR)
 WrongUsage: Any = typer.BadParameter.__base__  # typer brings click along under one name or another, by release
 
 
@@ -278,7 +281,7 @@ def train(
     details = train_alone(shards, student, out, layers, settings or [])
     _print_json(details) if as_json else _fields(details)
     if not as_json:
-        print(f"student: {out}")
+        print(f"student: {out / 'student'}")
 
 
 @app.command()

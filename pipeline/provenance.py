@@ -165,7 +165,8 @@ def _resolved(value: Any, inputs: list[InputDigest], root: Path) -> Any:
     if isinstance(value, Path):
         return _file_digest(value, inputs, root)
     if isinstance(value, BaseModel):
-        return {name: _resolved(getattr(value, name), inputs, root) for name in type(value).model_fields}
+        fields = type(value).model_fields.items()
+        return {info.alias or name: _resolved(getattr(value, name), inputs, root) for name, info in fields}
     if isinstance(value, Call):
         return {value.name: _resolved(value.settings, inputs, root)}
     if isinstance(value, Mapping):

@@ -133,10 +133,13 @@ def run_lock(run: Path) -> Iterator[None]:
 def _execute(config: Config, stage: Stage, asked: Ask) -> Path:
     """Run one stage into its folder and write the manifest."""
     folder = config.run / stage.name / asked.key
-    (folder / outputs.MANIFEST).unlink(missing_ok=True)
-    if stage.kind != "job" and folder.exists():
+    finished = folder / outputs.MANIFEST
+    if finished.exists() or (stage.kind != "job" and folder.exists()):
+        finished.unlink(missing_ok=True)
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.rglob(".*.tmp"):  # by a process that was killed
+        left.unlink()
     began = time.time()
     settings = config.stages[stage.name]
     parents = {name: outputs.current(config.run, name) for name in asked.parents}
