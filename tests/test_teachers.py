@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +119,13 @@ def test_the_server_is_asked_in_its_own_terms(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_answers_come_in_the_order_of_the_requests_and_no_more_run_at_once_than_allowed() -> None:
-    def slowly(body: dict[str, Any]) -> Reply:
-        time.sleep(0.02)
+    pairs = threading.Barrier(2)
+
+    def in_pairs(body: dict[str, Any]) -> Reply:
+        pairs.wait(30)
         return echo(body)
 
-    with chat_server(slowly) as chat:
+    with chat_server(in_pairs) as chat:
         requests = [request(f"r{number}") for number in range(60)]
         found = ask(server(chat.url, concurrency=4), requests)
         assert [answer.text for answer in found if isinstance(answer, Answer)] == [
