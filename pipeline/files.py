@@ -4,9 +4,11 @@ The order on disk is always: data, then drops, then manifest, then pointer; each
 folder. A reader therefore never sees half a file under a final name.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,6 +147,26 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held_alone(lock: Path, what: Path) -> Iterator[None]:
+    """Hold ``what`` for this process alone by the file ``lock``; a killed holder leaves no lock behind.
+
+    Raises RunError at once, naming the holder, where another process has it.
+    """
+    with lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = plain(file.read().strip(), 80) or "another process"
+            raise RunError(f"{what}: {holder} is writing to it; wait until it is done or stop it") from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
 
 
 def sync_folder(folder: Path) -> None:

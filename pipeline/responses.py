@@ -18,7 +18,6 @@ Limits: one writer at a time; readers need no lock and see what was committed be
 150 bytes a record. A record whose newline alone is missing at the very end is taken for an interrupted write.
 """
 
-import fcntl
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +27,17 @@ from typing import IO, Final
 
 from pydantic import JsonValue, ValidationError
 
-from pipeline.files import RunError, atomic, canonical_json, digest, line_digest, plain, strict_json, sync_folder
+from pipeline.files import (
+    RunError,
+    atomic,
+    canonical_json,
+    digest,
+    held_alone,
+    line_digest,
+    plain,
+    strict_json,
+    sync_folder,
+)
 from pipeline.progress import say_line
 from pipeline.records import Record
 
@@ -190,19 +199,7 @@ def open_store(folder: Path) -> Iterator[Store]:
     Raises RunError at once where another process has it, and where a record is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            holder = plain(lock.read().strip(), 40) or "unknown"
-            raise RunError(
-                f"{folder}: process {holder} is writing to this response store; wait until it is done or stop it"
-            ) from None
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+    with held_alone(folder / "lock", folder):
         store = Store(folder)
         try:
             yield store

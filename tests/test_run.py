@@ -1,6 +1,7 @@
 """The runner: conservation, drops with evidence, skipping, resuming, plans."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,9 @@ import pytest
 import pipeline
 from pipeline import outputs, provenance, results
 from pipeline.config import load
-from pipeline.files import InputError, RunError
+from pipeline.files import InputError, RunError, held_alone
 from pipeline.records import Example, TrainingRow
-from pipeline.runner import is_run_fact, run, run_lock
+from pipeline.runner import LOCK, is_run_fact, run
 
 STAGES = ["ingest", "sample", "parse", "dedup", "decontaminate", "quality", "shard"]
 GONE = {
@@ -158,7 +159,9 @@ def test_rows_without_an_id_get_one_from_their_content_and_twins_stay_apart(proj
 
 
 def test_a_second_process_is_told_who_works(project: Path) -> None:
-    with run_lock(project.parent / "runs/small"), pytest.raises(RunError, match="in use by process"):
+    folder = project.parent / "runs/small"
+    folder.mkdir(parents=True)
+    with held_alone(folder / LOCK, folder), pytest.raises(RunError, match=f"process {os.getpid()} on .* is writing"):
         run(project)
     run(project)
 

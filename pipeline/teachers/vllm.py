@@ -16,12 +16,13 @@ import dataclasses
 import inspect
 import multiprocessing
 import os
+import queue
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -153,19 +154,17 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
     known(more, parameters, "stages.sample.sampling", "sampling parameter")
     make_parameters = _parameters(vllm, sampling, more)
     make_parameters(0)
+    engine: dict[str, Any] = {
+        "model": str(folder) if commit is None else settings.model,
+        "revision": commit,
+        "tokenizer_revision": commit if "tokenizer" not in settings.engine else None,
+        "enable_prefix_caching": True,
+        "use_tqdm_on_load": False,
+        **settings.engine,
+    }
     with ExitStack() as stack:
         try:
-            with stack.enter_context(_guard())():
-                llm = vllm.LLM(
-                    **{
-                        "model": str(folder) if commit is None else settings.model,
-                        "revision": commit,
-                        "tokenizer_revision": commit if "tokenizer" not in settings.engine else None,
-                        "enable_prefix_caching": True,
-                        "use_tqdm_on_load": False,
-                        **settings.engine,
-                    }
-                )
+            llm = stack.enter_context(_guard())(lambda: vllm.LLM(**engine))
         except (ValueError, TypeError, VLLMClientError) as error:
             raise InputError(f"stages.sample.teacher: vLLM refuses these settings: {_first_line(error)}") from None
         except (RuntimeError, OSError, VLLMError) as error:
@@ -270,36 +269,39 @@ for line in sys.stdin.readlines():
 
 
 @contextmanager
-def _guard() -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Makes engine processes that are started in the block given end with this process, even where it is killed.
+def _guard() -> Iterator[Callable[[Callable[[], Any]], Any]]:
+    """Gives a function that starts an engine whose processes end with this block and with this process, even where it is killed.
 
     By themselves they would live on then, and keep their memory (vLLM 0.32). A small process waits for the end of a pipe that only this
-    process holds, and then ends those it was told of: after a regular end there are none left.
+    process holds, and then ends those it was told of: after a regular end there are none left. The start itself runs in a thread, since
+    it waits in a way that Ctrl-C does not interrupt.
     """
     command = [sys.executable, "-I", "-S", "-c", GUARD]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as guard:
-        told = {child.pid for child in multiprocessing.active_children()}
-        over = threading.Event()
 
-        def tell() -> None:
-            while not over.wait(0.1):
+        def start(make: Callable[[], Any]) -> Any:
+            told = {child.pid for child in multiprocessing.active_children()}
+            done: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+            def work() -> None:
+                try:
+                    done.put((make(), None))
+                except Exception as error:  # noqa: BLE001: it is raised where the start was asked for
+                    done.put((None, error))
+
+            threading.Thread(target=work, daemon=True).start()
+            while True:
+                with suppress(queue.Empty):
+                    made, error = done.get(timeout=0.1)
+                    if error is not None:
+                        raise error
+                    return made
                 for child in multiprocessing.active_children():
                     if child.pid not in told:
                         told.add(child.pid)
-                        with suppress(BrokenPipeError):
-                            print(child.pid, file=guard.stdin, flush=True)
+                        print(child.pid, file=guard.stdin, flush=True)
 
-        @contextmanager
-        def watch() -> Iterator[None]:
-            thread = threading.Thread(target=tell, daemon=True)
-            thread.start()
-            try:
-                yield
-            finally:
-                over.set()
-                thread.join()
-
-        yield watch
+        yield start
 
 
 def _parameters(vllm: Any, sampling: Sampling, more: dict[str, JsonValue]) -> Any:
