@@ -1,11 +1,20 @@
 """A small real HTTP server that speaks as much of the chat completions protocol as the tests need."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+HEARING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+def hearing(command: list[str]) -> list[str]:
+    """The command, made to hear Ctrl-C: a shell's background job, which a test run may be, is born deaf to SIGINT and hands that on."""
+    return [sys.executable, "-c", HEARING, *command]
+
 
 Reply = tuple[int, dict[str, str], bytes]
 

@@ -5,6 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile(
+    "untimed", deadline=None
+)  # speed is measured by benchmarks; tests run on machines of any speed
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).parents[1]
 TOPICS = {

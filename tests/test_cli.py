@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.chat_server import Reply, chat_server, completion
+from tests.chat_server import Reply, chat_server, completion, hearing
 
 COMMAND = [str(Path(sys.executable).with_name("stepdistill"))]
 COMMANDS = ["init", "check", "plan", "run", "status", "show", "trace", "audit", "train", "evaluate", "report"]
@@ -168,7 +168,7 @@ def test_a_stopped_run_goes_on_and_asks_nothing_twice(project: Path, stop: signa
         teacher = f"{{backend: server, base_url: '{chat.url}', model: m, concurrency: 2, retries: 0}}\n    chunk: 4"
         settings = project.read_text().replace("{backend: replay, completions: completions.jsonl}", teacher)
         project.write_text(settings.replace("  labels:", "  prompt: prompt.jinja\n  labels:"))
-        process = subprocess.Popen([*COMMAND, "run"], cwd=project.parent, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(hearing([*COMMAND, "run"]), cwd=project.parent, stderr=subprocess.PIPE, text=True)
         assert asked_for_more.wait(60)
         process.send_signal(stop)
         _, told = process.communicate(timeout=60)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline import responses
@@ -50,6 +50,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory):
     return lambda: tmp_path_factory.mktemp("store") / "responses"
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(TEXT, max_size=4), max_size=4))
 def test_what_is_committed_is_read_back(scratch, commits: list[list[str]]) -> None:
     numbers = iter(range(100))
@@ -71,7 +72,7 @@ def test_what_is_committed_is_read_back(scratch, commits: list[list[str]]) -> No
         ]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_one_changed_byte_anywhere_is_found_and_named(scratch, data: st.DataObject) -> None:
     folder = scratch()
@@ -90,7 +91,7 @@ def test_one_changed_byte_anywhere_is_found_and_named(scratch, data: st.DataObje
         pass
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None)  # each example waits for the disk
 @given(data=st.data())
 def test_a_torn_tail_is_cut_before_the_next_append(scratch, data: st.DataObject) -> None:
     folder = scratch()
@@ -99,6 +100,7 @@ def test_a_torn_tail_is_cut_before_the_next_append(scratch, data: st.DataObject)
     content = segment.read_bytes()
     kept = data.draw(st.integers(0, len(content)))
     zeros = data.draw(st.integers(0, 3))  # what a power loss can leave of blocks that were never written
+    assume(zeros != 1 or content[kept : kept + 1] != b"\n")  # a whole record whose newline became a zero byte is damage
     whole = content[:kept].count(b"\n")
     segment.write_bytes(content[:kept] + b"\0" * zeros)
     assert list(verify(folder)) == []

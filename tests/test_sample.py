@@ -20,7 +20,7 @@ from pipeline.files import InputError, RunError
 from pipeline.outputs import Job, RowWriter
 from pipeline.records import Counts, Drop, Manifest, Prompt, Response, features
 from pipeline.responses import open_store, read_store, stored_keys, verify
-from tests.chat_server import Reply, chat_server, completion, echo
+from tests.chat_server import Reply, chat_server, completion, echo, hearing
 
 TEMPLATE = """{% block system %}Topics: {{ labels | join(", ") }}{% endblock %}
 {% block user %}{% include "ask.jinja" %}{{ text }}{% endblock %}"""
@@ -124,7 +124,7 @@ def test_whatever_can_change_the_answer_asks_anew(tmp_path: Path, template: Path
 
 def test_equal_prompts_are_asked_once(tmp_path: Path, template: Path) -> None:
     with chat_server() as chat:
-        texts = ["a", "b", "a", "a", "c", "b", "d", "a"]
+        texts = ["a", "a", "b", "a", "c", "b", "d", "a"]
         found = list(sample.answers(rows(*texts), responses=tmp_path / "store", **asked(chat.url, template, chunk=2)))
         assert len(chat.requests) == 4
     assert [row.text for row in found if isinstance(row, Response)] == [f"about Text: {text} (0)" for text in texts]
@@ -220,7 +220,7 @@ def test_a_killed_run_asks_only_for_what_is_missing(tmp_path: Path, template: Pa
 
     with chat_server(reply) as chat:
         command = [sys.executable, "-c", SAMPLING, chat.url, str(tmp_path)]
-        first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        first = subprocess.Popen(hearing(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         all_hang.wait(60)  # three requests of the second chunk, and this
         first.send_signal(stop)
         printed, _ = first.communicate(timeout=30)

@@ -16,13 +16,12 @@ import dataclasses
 import inspect
 import multiprocessing
 import os
-import queue
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -164,7 +163,9 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
     }
     with ExitStack() as stack:
         try:
-            llm = stack.enter_context(_guard())(lambda: vllm.LLM(**engine))
+            llm = stack.enter_context(_guard())(
+                lambda: vllm.LLM(**engine), ValueError, TypeError, RuntimeError, OSError, VLLMError
+            )
         except (ValueError, TypeError, VLLMClientError) as error:
             raise InputError(f"stages.sample.teacher: vLLM refuses these settings: {_first_line(error)}") from None
         except (RuntimeError, OSError, VLLMError) as error:
@@ -269,7 +270,7 @@ for line in sys.stdin.readlines():
 
 
 @contextmanager
-def _guard() -> Iterator[Callable[[Callable[[], Any]], Any]]:
+def _guard() -> Iterator[Callable[..., Any]]:
     """Gives a function that starts an engine whose processes end with this block and with this process, even where it is killed.
 
     By themselves they would live on then, and keep their memory (vLLM 0.32). A small process waits for the end of a pipe that only this
@@ -279,27 +280,30 @@ def _guard() -> Iterator[Callable[[Callable[[], Any]], Any]]:
     command = [sys.executable, "-I", "-S", "-c", GUARD]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as guard:
 
-        def start(make: Callable[[], Any]) -> Any:
+        def start(make: Callable[[], Any], *expected: type[Exception]) -> Any:
             told = {child.pid for child in multiprocessing.active_children()}
-            done: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+            made: list[Any] = []
+            failed: list[Exception] = []
 
             def work() -> None:
                 try:
-                    done.put((make(), None))
-                except Exception as error:  # noqa: BLE001: it is raised where the start was asked for
-                    done.put((None, error))
+                    made.append(make())
+                except expected as error:
+                    failed.append(error)
 
-            threading.Thread(target=work, daemon=True).start()
-            while True:
-                with suppress(queue.Empty):
-                    made, error = done.get(timeout=0.1)
-                    if error is not None:
-                        raise error
-                    return made
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            while thread.is_alive():
+                thread.join(0.1)
                 for child in multiprocessing.active_children():
                     if child.pid not in told:
                         told.add(child.pid)
                         print(child.pid, file=guard.stdin, flush=True)
+            for error in failed:
+                raise error
+            if not made:
+                raise RunError("teacher: vLLM did not start; the error stands above")
+            return made[0]
 
         yield start
 
