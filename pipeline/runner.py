@@ -10,7 +10,8 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -253,23 +254,19 @@ def _split_filter(
 
 
 def _split_job(rows: Generator[Any, None, Totals], stage: Stage, tally: _Tally, writers: _Writers) -> None:
-    totals = yield_from(rows, lambda row: _take(row, stage, tally, writers))
+    with closing(rows):  # an engine that a job has started ends here, also on Ctrl-C
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration as end:
+                totals: Totals = end.value
+                break
+            _take(row, stage, tally, writers)
     tally.rows_in = totals.rows_in
     tally.details = dict(totals.details)
 
 
 _NOTHING: Any = object()
-
-
-def yield_from(rows: Generator[Any, None, Totals], each: Callable[[Any], None]) -> Totals:
-    """Run a job's generator to its end; what it returns."""
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration as end:
-            totals: Totals = end.value
-            return totals
-        each(row)
 
 
 def _take(row: Record, stage: Stage, tally: _Tally, writers: _Writers) -> None:
