@@ -319,24 +319,14 @@ def report(config: ConfigOption = DEFAULT) -> None:
 
 
 def _summary(outcomes: Iterable["Outcome"]) -> None:
+    from pipeline.runner import reasons_line
+
     rows = []
     for outcome in outcomes:
         counts = outcome.manifest.counts
-        reasons = ", ".join(
-            f"{reason} {number:,}" for reason, number in sorted(counts.reasons.items(), key=lambda item: -item[1])
-        )
+        figures = (f"{counts.rows_in:,}", f"{counts.kept:,}", f"{counts.dropped:,}")
         when = f"{outcome.seconds:.1f} s" if outcome.ran else "unchanged"
-        rows.append(
-            (
-                outcome.stage,
-                f"{counts.rows_in:,}",
-                f"{counts.kept:,}",
-                f"{counts.dropped:,}",
-                reasons,
-                counts.unit,
-                when,
-            )
-        )
+        rows.append((outcome.stage, *figures, reasons_line(counts), counts.unit, when))
     _table(("stage", "in", "kept", "dropped", "reasons", "unit", "time"), rows, right=(1, 2, 3, 6))
 
 

@@ -141,7 +141,7 @@ def _changes(manifest: Manifest, config: Config, stage: str, asked: Ask | None, 
         return reasons
     reasons += changed(_keyed(manifest.settings, stage), _keyed(asked.settings, stage), stage)
     reasons += changed(manifest.identities, asked.identities, stage)
-    for parent in {*manifest.parents, *asked.parents} - waiting:
+    for parent in sorted({*manifest.parents, *asked.parents} - waiting):
         was, now_parent = manifest.parents.get(parent), asked.parents.get(parent)
         if was != now_parent:
             reasons.append(f"{parent} has another result")

@@ -105,11 +105,14 @@ def choose(config: Config, stages: Iterable[str] | None, start: str | None, unti
 
 def counts_line(counts: Counts) -> str:
     """``420 rows in, 408 kept, 12 dropped (near_duplicate 12)``."""
-    reasons = ", ".join(
-        f"{reason} {number:,}" for reason, number in sorted(counts.reasons.items(), key=lambda item: -item[1])
-    )
     line = f"{counts.rows_in:,} {counts.unit} in, {counts.kept:,} kept, {counts.dropped:,} dropped"
-    return f"{line} ({reasons})" if reasons else line
+    return f"{line} ({reasons_line(counts)})" if counts.reasons else line
+
+
+def reasons_line(counts: Counts) -> str:
+    """Why rows were dropped, the most frequent reason first: ``near_duplicate 12, contaminated 3``."""
+    ordered = sorted(counts.reasons.items(), key=lambda item: -item[1])
+    return ", ".join(f"{reason} {number:,}" for reason, number in ordered)
 
 
 def _execute(config: Config, stage: Stage, asked: Ask) -> Path:
