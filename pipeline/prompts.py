@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import jinja2
-from jinja2 import meta, nodes
+from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import JsonValue
 
@@ -184,32 +184,6 @@ def render_text(template: str, columns: Mapping[str, JsonValue], source: str = "
     except FAILURES as error:
         shown = f"{source}: in {plain(template, 60)!r}"
         raise InputError(_failure(error, shown, columns, "the row", show_line="\n" in template)) from None
-
-
-def require(template: Template | str, columns: Collection[str]) -> None:
-    """Check, before any row is rendered, that the template's variables are among ``columns``.
-
-    ``columns`` are those of the rows, and 'labels' and 'choices' where the task has them.
-    A variable that the template itself asks about (``is defined``, ``default``) may be missing. Raises InputError for the first other.
-    """
-    sources = {"": template} if isinstance(template, str) else template.sources
-    for name, text in sources.items():
-        if isinstance(template, str):
-            shown = plain(template, 60)
-        else:
-            shown = template.shown if name == template.name else str(Path(template.shown).with_name(name))
-        tree = _parse(_environment(), text, shown)
-        asked = {
-            node.node.name
-            for node in tree.find_all((nodes.Test, nodes.Filter))
-            if isinstance(node, nodes.Test | nodes.Filter)
-            and isinstance(node.node, nodes.Name)
-            and node.name in ("defined", "undefined", "default", "d")
-        }
-        missing = meta.find_undeclared_variables(tree) - asked - set(columns) - set(_environment().globals)
-        for node in tree.find_all(nodes.Name):
-            if node.name in missing:
-                raise InputError(f"{shown}:{node.lineno}: {_unknown(node.name, columns, 'the rows')}")
 
 
 def _variables(

@@ -85,7 +85,7 @@ def plan(config: Config, stages: list[str] | None = None, *, force: bool = False
         reasons = [f"{parent} runs" for parent in waiting]
         last = outputs.current(config.run, stage)
         if last is not None:
-            reasons += _changes(outputs.read_manifest(last), config, stage, asked, set(waiting))
+            reasons += _changes(outputs.read_manifest(last), stage, asked, set(waiting))
         elif not waiting:
             reasons.append("never run")
         finished = finished_folder(config, stage, asked.key) if asked is not None and not waiting else None
@@ -133,7 +133,7 @@ def _moved(old: list[Any], new: list[Any]) -> str:
     return ", ".join(came + went)
 
 
-def _changes(manifest: Manifest, config: Config, stage: str, asked: Ask | None, waiting: set[str]) -> list[str]:
+def _changes(manifest: Manifest, stage: str, asked: Ask | None, waiting: set[str]) -> list[str]:
     reasons = []
     if manifest.version != STAGES[stage].version:
         reasons.append(f"{stage}: version {manifest.version} -> {STAGES[stage].version}")

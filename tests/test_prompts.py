@@ -108,19 +108,6 @@ def test_a_missing_variable_names_place_and_columns(topics: Path) -> None:
     assert "did you mean 'texts'?" in line
 
 
-def test_require_finds_it_before_any_row(topics: Path) -> None:
-    template = prompts.load(topics)
-    prompts.require(template, ["text", "labels"])
-    with pytest.raises(InputError, match=r"topics\.jinja:4: labels: no such column in the rows, which has text"):
-        prompts.require(template, ["text"])
-    including = write(topics.parent, "{% block user %}{% include 'shots.jinja' %}{% endblock %}", "other.jinja")
-    with pytest.raises(InputError, match=r"shots\.jinja:1: text"):
-        prompts.require(prompts.load(including), ["labels"])
-    prompts.require("{{ text }}{% if more is defined %}{{ more }}{% endif %}{{ last | default('') }}", ["text"])
-    with pytest.raises(InputError, match="txt"):
-        prompts.require("{{ txt }}", ["text"])
-
-
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
