@@ -2,7 +2,11 @@
 
 import json
 import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +16,7 @@ from pipeline.config import load
 from pipeline.files import InputError, RunError, held_alone
 from pipeline.records import Example, TrainingRow
 from pipeline.runner import LOCK, is_run_fact, run
+from pipeline.stages import STAGES as STAGES_TABLE
 
 STAGES = ["ingest", "sample", "parse", "dedup", "decontaminate", "quality", "shard"]
 GONE = {
@@ -213,3 +218,19 @@ def test_other_kinds_of_sources_give_the_same_rows(project: Path, kind: str) -> 
         return [{**json.loads(line), "source": None} for line in outputs.lines(folder)]
 
     assert strip(other.folder) == strip(jsonl.folder)
+
+
+@pytest.mark.parametrize(("stage", "problem"), [("parse", "a row is unaccounted for"), ("quality", "one was too few")])
+def test_a_stage_that_loses_a_row_leaves_no_result(
+    project: Path, monkeypatch: pytest.MonkeyPatch, stage: str, problem: str
+) -> None:
+    whole = STAGES_TABLE[stage]
+
+    def losing(rows: Iterable[Any], **settings: Any) -> Iterator[Any]:
+        return islice(whole.function(rows, **settings), 5)
+
+    config = load(project)
+    monkeypatch.setitem(STAGES_TABLE, stage, replace(whole, function=losing))
+    with pytest.raises(RunError, match=problem):
+        run(config)
+    assert outputs.current(config.run, stage) is None
