@@ -9,10 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
+from pydantic import BaseModel
+
 from pipeline.binding import Call, From, parameters
 from pipeline.filters import FILTERS
 from pipeline.stages import NOT_IN_KEY, STAGES
+from pipeline.teachers import Replay, Server, Vllm
 
+BACKENDS: dict[type[BaseModel], str] = {Vllm: "vllm", Server: "server", Replay: "replay"}
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- stages: made by docs/generate.py -->\n", "<!-- /stages -->"
 
@@ -40,8 +44,8 @@ def settings() -> str:
         "`stepdistill run --set stage.knob=value` sets one for one call.",
     ]
     for stage in STAGES.values():
-        parts += [f"## {stage.name}", f"{stage.what[0].upper()}{stage.what[1:]}.", table(stage.function)]
-        optional = f"It can be switched off: `{stage.name}: false`."
+        parts += [f"## {stage.name}", f"{stage.what[0].upper()}{stage.what[1:]}.", table(stage.settings)]
+        optional = f"It can be switched off: `{stage.name}: false`." if stage.on else "It runs only where it is named."
         parts += [optional] if stage.optional else []
     parts += [
         "## Quality filters",
@@ -50,6 +54,12 @@ def settings() -> str:
     ]
     for name, function in FILTERS.items():
         parts += [f"### {name}", (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " "), table(function)]
+    parts += [
+        "## Teachers",
+        "What `teacher` takes, by its `backend`; `price` is for the plan, the budget and the report.",
+    ]
+    for model, name in BACKENDS.items():
+        parts += [f"### teacher: backend {name}", model_table(model)]
     left_out = "\n".join(f"- `{name}`: {reason}." for name, reason in NOT_IN_KEY.items())
     parts += ["## Settings that do not make a stage run anew", left_out]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -64,6 +74,16 @@ def table(function: object) -> str:
         shown = "required" if default is inspect.Parameter.empty else f"`{default_of(default)}`"
         rows.append(f"| `{name}` | {type_name(annotation)} | {shown} |")
     return "\n".join(["| setting | type | default |", "|---|---|---|", *rows]) if rows else "It takes no settings."
+
+
+def model_table(model: type[BaseModel]) -> str:
+    rows = [
+        f"| `{name}` | {type_name(info.annotation)} | "
+        f"{'required' if info.is_required() else f'`{default_of(info.default)}`'} | {info.description or ''} |"
+        for name, info in model.model_fields.items()
+        if name != "backend"
+    ]
+    return "\n".join(["| setting | type | default | |", "|---|---|---|---|", *rows])
 
 
 def default_of(value: object) -> str:
@@ -110,6 +130,8 @@ def type_name(annotation: object) -> str:
     plain = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", Call: "filter"}
     if annotation in plain:
         return plain[annotation]  # type: ignore[index]
+    if annotation in BACKENDS:
+        return f"[{BACKENDS[annotation]}](#teacher-backend-{BACKENDS[annotation]})"
     if hasattr(annotation, "model_fields"):
         fields = [
             f"{info.alias or name}{'' if info.is_required() else '?'}" for name, info in annotation.model_fields.items()

@@ -128,7 +128,7 @@ def _check_rows(
     folders = {stage: folder for stage, (folder, _) in manifests.items()}
     try:
         for stage, (folder, manifest) in manifests.items():
-            if STAGES[stage].kind == "filter":
+            if STAGES[stage].kind == "filter" or STAGES[stage].adds:
                 yield from _check_filter(
                     stage, folder, [folder.parents[1] / name / parent.key for name, parent in manifest.parents.items()]
                 )
@@ -141,9 +141,15 @@ def _check_rows(
 
 
 def _check_filter(stage: str, folder: Path, parents: list[Path]) -> Iterator[str]:
-    """A filter passes lines through: kept lines are the input's lines in order, and the rest are its drops."""
+    """A filter passes lines through: kept lines are the input's lines in order, and the rest are its drops.
+
+    In a stage that adds something, the same holds for the rows without it.
+    """
     dropped = {drop.id for drop in outputs.read_drops(folder)}
     kept = outputs.lines(folder)
+    added = STAGES[stage].adds
+    if added:
+        kept = (_without(added, line) for line in kept)
     for parent in parents:
         for line in outputs.lines(parent):
             try:
@@ -152,11 +158,19 @@ def _check_filter(stage: str, folder: Path, parents: list[Path]) -> Iterator[str
                 return  # a row that cannot be read was named already, with its line
             if row in dropped:
                 dropped.remove(row)
-            elif next(kept, None) != line:
+            elif next(kept, None) != (_without(added, line) if added else line):
                 yield f"{folder}: row {plain(row)} of {parent.parent.name} is neither kept as it was nor dropped"
                 return
     if dropped or next(kept, None) is not None:
         yield f"{folder}: holds rows that {stage} never read"
+
+
+def _without(fields: tuple[str, ...], line: bytes) -> bytes:
+    """The line of an example without what a later stage sets in it."""
+    try:
+        return Example.model_validate_json(line).model_copy(update=dict.fromkeys(fields)).line()
+    except ValidationError:
+        return line
 
 
 def _check_lineage(
@@ -192,6 +206,8 @@ def _check_lineage(
             yield f"{where}: its response {request} is not in the store"
         elif stored[request] != text:
             yield f"{where}: its response {request} reads differently in the store"
+        elif example.judgement is not None and example.judgement not in stored:
+            yield f"{where}: its judgement {example.judgement} is not in the store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +218,14 @@ class _Known:
     input: bytes
     input_length: int
     targets: dict[str, bytes]
+    judgement: str | None
 
     @classmethod
     def of(cls, example: Example) -> "_Known":
         texts = {"label": example.label, "rationale": example.rationale, "response": example.text}
         targets = {name: _short(text) for name, text in texts.items() if text is not None}
-        return cls(example.response, _short(example.input), len(example.input), targets)
+        judgement = None if example.judgement is None else example.judgement.request
+        return cls(example.response, _short(example.input), len(example.input), targets, judgement)
 
 
 def _short(text: str) -> bytes:

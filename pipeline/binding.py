@@ -158,12 +158,13 @@ def check(annotation: Any, value: object, *, folder: Path, where: tuple[str | in
     try:
         checked = TypeAdapter(annotation).validate_python(value, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        inner = tuple(step for step in first["loc"] if not (isinstance(step, str) and "[" in step))
+        problems = error.errors(include_url=False, include_context=False)
+        # A name that nobody knows is often why another one is missing.
+        first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+        inner = _place(first["loc"], value, missing=first["type"] == "missing")
         if first["type"] == "extra_forbidden":
-            raise Problem(
-                (*where, *inner), "unknown setting" + suggestion(str(inner[-1]), _fields(annotation, inner[:-1]))
-            ) from None
+            known = _fields(annotation, first["loc"][:-1])
+            raise Problem((*where, *inner), "unknown setting" + suggestion(str(inner[-1]), known)) from None
         message = first["msg"].removeprefix("Value error, ")
         raise Problem((*where, *inner), f"{message[0].lower()}{message[1:]}, found {_shown(first['input'])}") from None
     return rooted(checked, folder)
@@ -200,13 +201,33 @@ def _marker(annotation: Any, kind: type[Any]) -> Any:
     return next((mark for mark in found if isinstance(mark, kind)), None)
 
 
+def _place(steps: tuple[str | int, ...], value: object, *, missing: bool) -> tuple[str | int, ...]:
+    """Where in ``value`` pydantic's ``steps`` lead, without those that are none of its keys: the names of a union's branches.
+
+    The last step of what is ``missing`` cannot be there.
+    """
+    found: list[str | int] = []
+    for position, step in enumerate(steps):
+        inside = dict(enumerate(value)) if isinstance(value, list) else value if isinstance(value, dict) else {}
+        if step in inside:
+            value = inside[step]
+        elif not (missing and position == len(steps) - 1):
+            continue
+        found.append(step)
+    return tuple(found)
+
+
 def _fields(annotation: Any, steps: tuple[str | int, ...]) -> list[str]:
-    """The names of the settings at ``steps`` inside a (union of) pydantic models."""
+    """The names of the settings at pydantic's ``steps`` inside a (union of) pydantic models."""
     models = [part for part in _parts(annotation) if hasattr(part, "model_fields")]
     if not steps:
         return [info.alias or name for model in models for name, info in model.model_fields.items()]
     fields = [model.model_fields[steps[0]].annotation for model in models if steps[0] in model.model_fields]
-    return [name for field in fields for name in _fields(field, steps[1:])]
+    # Where it is no setting's name, it is a place in a list, or the value by which one of several models was told.
+    told = [
+        model for model in models if any(steps[0] in get_args(info.annotation) for info in model.model_fields.values())
+    ]
+    return [name for part in (fields or told or [annotation]) for name in _fields(part, steps[1:])]
 
 
 def _parts(annotation: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pipeline.results import Allowance, Estimate
     from pipeline.runner import Outcome
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help=(
@@ -79,7 +80,7 @@ def check(config: ConfigOption = DEFAULT, settings: SetOption = None) -> None:
 
 @app.command()
 def plan(config: ConfigOption = DEFAULT, settings: SetOption = None, as_json: JsonOption = False) -> None:
-    """Say which stages would run and why, and what the teacher would be asked."""
+    """Say which stages would run and why, what the teachers would be asked, and what that takes."""
     from dataclasses import asdict
 
     from pipeline import provenance, results
@@ -102,17 +103,11 @@ def plan(config: ConfigOption = DEFAULT, settings: SetOption = None, as_json: Js
         ("stage", "", "why"),
         [(step.stage, "runs" if step.runs else "unchanged", "; ".join(step.reasons)) for step in steps],
     )
-    if estimate is None:
-        print("teacher: nothing to ask")
+    if estimate is None or not estimate.to_ask:
+        stored = f"; {estimate.stored:,} requests are answered in the store" if estimate else ""
+        print(f"teacher: nothing to ask{stored}")
         return
-    needed = "not known before a first run" if estimate.seconds is None else f"about {_duration(estimate.seconds)}"
-    print(
-        f"teacher: {estimate.to_ask:,} requests to ask ({estimate.stored:,} more are answered in the store): "
-        f"{estimate.prompt_characters:,} prompt characters, at most {estimate.completion_tokens_at_most:,} completion tokens; "
-        f"time {needed}"
-    )
-    if estimate.cost_at_most is not None:
-        print(f"cost: at most {estimate.cost_at_most:,.2f} at the prices of stages.sample.price")
+    _estimated(estimate)
 
 
 @app.command()
@@ -142,6 +137,8 @@ def run(
     if any(outcome.ran for outcome in outcomes) or not report_page.is_file():
         report_page = page.build(loaded.run, loaded.task.name)
     figures = results.metrics(loaded.run) if any(outcome.stage == "evaluate" for outcome in outcomes) else None
+    sampled = [outcome for outcome in outcomes if outcome.stage == "sample" and outcome.ran]
+    asked = results.sampling(sampled[0].folder) if sampled else {}
     if as_json:
         rows = [
             {
@@ -152,9 +149,10 @@ def run(
             }
             for outcome in outcomes
         ]
-        _print_json({"stages": rows, "models": figures, "report": str(report_page)})
+        _print_json({"stages": rows, "teachers": asked, "models": figures, "report": str(report_page)})
         return
     _summary(outcomes)
+    _asked(asked)
     if figures is not None:
         _models(figures, results.speeds(loaded.run))
     print(f"report: {report_page}")
@@ -167,6 +165,7 @@ def status(config: ConfigOption = DEFAULT, as_json: JsonOption = False) -> None:
 
     from pipeline import results
     from pipeline.config import load
+    from pipeline.progress import duration
 
     found = results.status(load(config))
     if as_json:
@@ -181,7 +180,7 @@ def status(config: ConfigOption = DEFAULT, as_json: JsonOption = False) -> None:
             if stage.counts
             else ("", "", "")
         )
-        age = "" if stage.age_seconds is None else _duration(stage.age_seconds)
+        age = "" if stage.age_seconds is None else duration(stage.age_seconds)
         rows.append((stage.stage, stage.state, (stage.key or "")[:8], *figures, age, "; ".join(stage.reasons)))
     _table(("stage", "state", "key", "in", "kept", "dropped", "age", "changed"), rows, right=(3, 4, 5, 6))
 
@@ -318,6 +317,194 @@ def report(config: ConfigOption = DEFAULT) -> None:
     print(f"report: {page.build(loaded.run, loaded.task.name)}")
 
 
+responses = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Look into the response store, move answers in and out.",
+)
+app.add_typer(responses, name="responses")
+TeacherOption = Annotated[str | None, typer.Option("--teacher", help="of this teacher only", metavar="NAME")]
+ReasonOption = Annotated[
+    str | None, typer.Option("--finish-reason", help="those that ended so only: stop, length ..", metavar="REASON")
+]
+TargetArgument = Annotated[str, typer.Argument(metavar="FILE", help="a new file, or - for the standard output")]
+
+
+@responses.command("list")
+def responses_list(
+    config: ConfigOption = DEFAULT,
+    number: Annotated[int, typer.Option("-n", min=1, help="how many records")] = 10,
+    first: Annotated[bool, typer.Option("--first", help="the oldest, not the newest")] = False,
+    teacher: TeacherOption = None,
+    finish_reason: ReasonOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the newest records of the store."""
+    from pipeline import recordings
+
+    store = _store(config)
+    records = recordings.records(store, teacher=teacher, finish_reason=finish_reason)
+    found = recordings.some(records, number, first=first)
+    if as_json:
+        for record in found:
+            sys.stdout.write(record.line().decode() + "\n")
+        return
+    rows = []
+    for record in found:
+        tokens = (f"{record.prompt_tokens:,}", f"{record.completion_tokens:,}")
+        excerpt = record.text if len(record.text) <= 60 else record.text[:59] + "…"
+        rows.append((record.key[:12], record.teacher, str(record.sample), record.finish_reason, *tokens, excerpt))
+    if rows:
+        _table(("key", "teacher", "sample", "ended by", "tokens in", "out", "text"), rows, right=(2, 4, 5))
+    else:
+        print(f"{store}: no such records")
+
+
+@responses.command("count")
+def responses_count(config: ConfigOption = DEFAULT, as_json: JsonOption = False) -> None:
+    """Count records by teacher and finish reason, and tokens."""
+    from pipeline import recordings
+
+    store = _store(config)
+    figures = recordings.count(store)
+    if as_json:
+        names = ("records", "prompt_tokens", "completion_tokens", "finish_reasons")
+        by_teacher = [
+            {"teacher": name, "identity": identity, **{key: getattr(part, key) for key in names}}
+            for (name, identity), part in figures.teachers.items()
+        ]
+        whole = {key: getattr(figures, key) for key in (*names, "families", "segments", "bytes")}
+        _print_json({"store": str(store), **whole, "teachers": by_teacher})
+        return
+    rows = []
+    for (name, identity), part in figures.teachers.items():
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in part.finish_reasons.most_common())
+        tokens = (f"{part.prompt_tokens:,}", f"{part.completion_tokens:,}")
+        rows.append((name, identity[:12], f"{part.records:,}", reasons, *tokens))
+    if rows:
+        _table(("teacher", "identity", "records", "ended by", "tokens in", "out"), rows, right=(2, 4, 5))
+    print(
+        f"{store}: {figures.records:,} records of {figures.families:,} families in {figures.segments} segments, "
+        f"{figures.bytes:,} bytes; {figures.prompt_tokens:,} tokens in, {figures.completion_tokens:,} out"
+    )
+
+
+@responses.command("verify")
+def responses_verify(config: ConfigOption = DEFAULT, as_json: JsonOption = False) -> None:
+    """Check every record; exit 1 where one was changed."""
+    from pipeline.responses import verify
+
+    store = _store(config)
+    problems = list(verify(store))
+    if as_json:
+        _print_json({"store": str(store), "problems": problems})
+    else:
+        for problem in problems:
+            print(problem)
+        print(f"{store}: {f'{len(problems)} problems' if problems else 'whole: every record is as it was written'}")
+    raise typer.Exit(1 if problems else 0)
+
+
+@responses.command("compact")
+def responses_compact(
+    config: ConfigOption = DEFAULT,
+    keep_teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep-teacher",
+            help="keep this teacher's answers (by name or identity) and REMOVE all others'; may be given again",
+            metavar="NAME",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove records that nothing can reach; safe to stop."""
+    from dataclasses import asdict
+
+    from pipeline.responses import compact
+
+    store = _store(config)
+    done = compact(store, teachers=keep_teacher or ())
+    if as_json:
+        _print_json({"store": str(store), **asdict(done)})
+        return
+    unwanted = f", {done.unwanted:,} of other teachers removed" if keep_teacher else ""
+    print(
+        f"{store}: {done.kept:,} records kept, {done.unreachable:,} that nothing can reach removed{unwanted}; "
+        f"{done.bytes_before:,} bytes before, {done.bytes_after:,} now"
+    )
+
+
+@responses.command("export")
+def responses_export(
+    target: TargetArgument,
+    config: ConfigOption = DEFAULT,
+    completions: Annotated[
+        bool,
+        typer.Option("--completions", help="as recorded completions, {id, completion}, of the prompts of stages.yaml"),
+    ] = False,
+    teacher: TeacherOption = None,
+    finish_reason: ReasonOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the records to a file, one JSON object a line."""
+    from dataclasses import asdict
+
+    from pipeline import recordings
+    from pipeline.config import load
+
+    loaded = load(config)
+    said = sys.stderr if target == recordings.STDOUT else sys.stdout
+    if not completions:
+        number = recordings.export(loaded.run / recordings.STORE, target, teacher=teacher, finish_reason=finish_reason)
+        print(json.dumps({"records": number}) if as_json else f"{target}: {number:,} records", file=said)
+        return
+    if finish_reason is not None:
+        raise typer.BadParameter("--finish-reason: not with --completions, whose samples stand in order")
+    done = recordings.export_completions(loaded, target, teacher=teacher)
+    if as_json:
+        print(json.dumps(asdict(done)), file=said)
+        return
+    left = f"; {done.unanswered:,} requests have no answer" if done.unanswered else ""
+    left += f"; {done.behind_a_gap:,} answers left out, whose earlier sample has none" if done.behind_a_gap else ""
+    print(f"{target}: {done.rows:,} prompts, {done.answers:,} completions{left}", file=said)
+
+
+@responses.command("import")
+def responses_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a JSONL of {id, completion}")],
+    teacher: Annotated[
+        str, typer.Option("--teacher", help="whose answers, by the name in stages.yaml", metavar="NAME")
+    ],
+    about: Annotated[
+        str | None, typer.Option("--about", help="the teacher's description, to be that of stages.yaml", metavar="JSON")
+    ] = None,
+    config: ConfigOption = DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Take recorded completions into the store."""
+    from dataclasses import asdict
+
+    from pipeline import recordings
+    from pipeline.config import load
+
+    described = None if about is None else recordings.description(about)
+    told = recordings.import_completions(load(config), file, teacher=teacher, about=described)
+    if as_json:
+        _print_json(asdict(told))
+        return
+    for line in recordings.story(told):
+        print(f"{file}: {line}")
+
+
+def _store(config: Path) -> Path:
+    from pipeline.config import load
+    from pipeline.recordings import STORE
+
+    return load(config).run / STORE
+
+
 def _summary(outcomes: Iterable["Outcome"]) -> None:
     from pipeline.runner import reasons_line
 
@@ -328,6 +515,90 @@ def _summary(outcomes: Iterable["Outcome"]) -> None:
         when = f"{outcome.seconds:.1f} s" if outcome.ran else "unchanged"
         rows.append((outcome.stage, *figures, reasons_line(counts), counts.unit, when))
     _table(("stage", "in", "kept", "dropped", "reasons", "unit", "time"), rows, right=(1, 2, 3, 6))
+
+
+def _estimated(estimate: "Estimate") -> None:
+    """What sampling will take: a row for each teacher, and what the figures rest on."""
+    from pipeline.files import plain
+    from pipeline.progress import duration
+
+    rows = []
+    for one in estimate.teachers:
+        known = one.completion_tokens < one.completion_tokens_at_most
+        cost = "" if one.cost is None else f"about {one.cost:,.2f}"
+        rows.append(
+            (
+                one.teacher,
+                f"{one.to_ask:,}",
+                f"{one.stored:,}",
+                f"{'' if one.prompt_tokens_exact else 'about '}{one.prompt_tokens:,}",
+                f"{f'about {one.completion_tokens:,}, ' if known else ''}at most {one.completion_tokens_at_most:,}",
+                "not known" if one.seconds is None else f"about {duration(one.seconds)}",
+                cost,
+            )
+        )
+    _table(("teacher", "to ask", "stored", "prompt tokens", "completion tokens", "time", "cost"), rows, right=(1, 2, 3))
+    needed = "not known before a first run" if estimate.seconds is None else f"about {duration(estimate.seconds)}"
+    print(
+        f"teacher: {estimate.to_ask:,} requests to ask ({estimate.stored:,} more are answered in the store), "
+        f"{'' if estimate.prompt_tokens_exact else 'about '}{estimate.prompt_tokens:,} prompt tokens; time {needed}"
+    )
+    for one in estimate.teachers:
+        if one.to_ask and not one.prompt_tokens_exact:
+            print(f"{plain(one.teacher)}: has no tokenizer here, so prompt tokens are reckoned from characters")
+        if one.foreseen < one.to_ask:
+            print(
+                f"{plain(one.teacher)}: no answer of known length in the store yet for {one.to_ask - one.foreseen:,} requests, "
+                "so max_tokens is expected of them"
+            )
+    if estimate.cost is not None and estimate.cost_at_most is not None:
+        print(
+            f"cost: about {estimate.cost:,.2f}, at most {estimate.cost_at_most:,.2f} at the prices of stages.sample.teacher.price"
+        )
+    if estimate.budget is not None:
+        print(_allowed(estimate.budget, estimate.to_ask))
+
+
+def _allowed(allowance: "Allowance", to_ask: int) -> str:
+    """``budget: 5 usd hold about 3,100 of the 5,000 requests; 2 runs``."""
+    parts = " and ".join(f"{value:,g} {part}" for part, value in allowance.budget.items())
+    if allowance.runs is None and not allowance.requests:
+        told = "do not hold one request; raise stages.sample.budget or lower max_tokens"
+    elif allowance.runs is None:
+        told = f"hold about {allowance.requests:,} of the {to_ask:,} requests, but not one of some teacher; raise stages.sample.budget"
+    elif allowance.runs == 1:
+        told = f"hold all {to_ask:,} requests; 1 run"
+    else:
+        told = f"hold about {allowance.requests:,} of the {to_ask:,} requests; {allowance.runs:,} runs"
+    if allowance.not_reckoned:
+        told += f" (without {' and '.join(allowance.not_reckoned)}: not known before a first run)"
+    return f"budget: {parts} {told}"
+
+
+def _asked(teachers: dict[str, dict[str, Any]]) -> None:
+    """What each teacher was asked for this result, and what that took."""
+    rows = []
+    for name, found in teachers.items():
+        asked = found["asked"]
+        if asked is None:
+            continue
+        failures = ", ".join(f"{reason} {number:,}" for reason, number in sorted(asked["failures"].items()))
+        cached = f" ({asked['cached_tokens']:,} cached)" if asked["cached_tokens"] else ""
+        rows.append(
+            (
+                name,
+                f"{asked['requests']:,}",
+                f"{asked['answers']:,}",
+                failures,
+                f"{asked['prompt_tokens']:,}{cached}",
+                f"{asked['completion_tokens']:,}",
+                f"{asked['tokens_per_second']:,.0f}",
+                f"{asked['cost']:,.4g}" if asked["cost"] else "",
+            )
+        )
+    if rows:
+        header = ("teacher", "asked", "answered", "failed", "tokens in", "tokens out", "tokens/s", "cost")
+        _table(header, rows, right=(1, 2, 4, 5, 6, 7))
 
 
 def _models(figures: dict[str, Any], speeds: dict[str, float]) -> None:
@@ -380,10 +651,3 @@ def _fields(row: dict[str, Any], indent: str = "") -> None:
 
 def _print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -4,6 +4,7 @@ YAML 1.2 as ruamel.yaml reads it: ``no`` is text, duplicate keys are errors. Tag
 """
 
 import io
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from pipeline import prompts, teachers
 from pipeline.binding import InputPath, Problem, bind, check, located, suggestion
 from pipeline.files import InputError, plain
 from pipeline.records import Target
@@ -39,7 +41,9 @@ class Task(BaseModel):
     )
     input: str = Field(min_length=1, description="template of what the student sees after its prefix")
     labels: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)] | None = None
-    gold: str | None = Field(None, description="column with the true label; it serves the evaluation only")
+    gold: str | None = Field(
+        None, description="column with the true label; it serves the evaluation, and stages.sample.rationalise"
+    )
     choices: str | None = Field(None, description="column with the row's own closed answers")
     id: str | None = Field(None, description="column with a unique id")
     targets: Annotated[list[Target], Field(min_length=1), AfterValidator(_distinct)] = Field(
@@ -135,9 +139,26 @@ def verify(config: Config) -> None:
                 setting, colon, problem = str(error).partition(": ")
                 if not colon or not setting.startswith(("stages.", "task.")):
                     raise
-                raise Problem(tuple(setting.split(".")), problem) from None
+                steps = re.findall(r"[^.\[\]]+", setting)
+                raise Problem(tuple(int(step) if step.isdecimal() else step for step in steps), problem) from None
+        _hide_true_labels(config)
     except Problem as problem:
         raise located(problem, "", str(config.file), config.places) from None
+
+
+def _hide_true_labels(config: Config) -> None:
+    """Raises Problem where the teacher, asked about an eval set, would be shown its true labels."""
+    asked = config.stages["sample"]
+    shown = asked["prompt"] is not None and any(one.backend != "replay" for one in asked["teacher"])
+    if not shown or asked["rationalise"] or "evaluate" not in config.stages:
+        return
+    used = prompts.variables_of(prompts.load(asked["prompt"])) - set(prompts.SET_BY)
+    for name, eval_set in config.eval_sets.items():
+        if eval_set.gold in used:
+            problem = (
+                f"the prompt shows the column '{plain(eval_set.gold or '')}', so the teacher would be told the answers"
+            )
+            raise Problem(("eval_sets", name, "gold"), f"{problem}; leave it out of the prompt")
 
 
 def _eval_set(name: str, given: EvalSet, task: Task) -> EvalSet:
@@ -157,14 +178,17 @@ def _bind_stages(
     values: dict[str, Any] = {"eval_sets": dict(eval_sets)}
     values |= {f"task.{name}": getattr(task, name) for name in Task.model_fields}
     for name, stage in STAGES.items():
-        settings = given.get(name)
+        settings = given.get(name, None if stage.on else False)
+        values[f"stages.{name}.on"] = settings is not False
         if settings is False:
             if not stage.optional:
                 raise Problem(("stages", name), "this stage cannot be switched off")
             continue
-        bound[name] = bind(stage.function, settings, lookup=values.__getitem__, folder=folder, where=("stages", name))
+        bound[name] = bind(stage.settings, settings, lookup=values.__getitem__, folder=folder, where=("stages", name))
         values[f"stages.{name}"] = bound[name]
         values |= {f"stages.{name}.{knob}": value for knob, value in bound[name].items()}
+        if name == "sample":
+            values["stages.sample.teacher.names"] = [teachers.name(one) for one in bound[name]["teacher"]]
     return bound
 
 

@@ -9,7 +9,8 @@ Beside the predictions the stage's folder holds::
     run-speed.json      Speeds: a measurement, so it is no part of the result and stands in no manifest
 
 The teacher is asked as the sample stage asked it (same prompt, same sampling, same vote) through the response store, so a second
-evaluation costs nothing. Student and baseline answer greedily, the way they were trained: prefix, input, separator.
+evaluation costs nothing; where its prompt shows the true label (``rationalise``), it is left out. Student and baseline answer
+greedily, the way they were trained: prefix, input, separator.
 
 Limits: a row without an answer counts as wrong, so a model that answers rarely looks bad, not good; ``unanswered`` says how often. An
 answer is read as a whole: a student that goes on talking after its label, or had to be cut off, is wrong. Intervals speak of other
@@ -34,11 +35,12 @@ from pipeline.ingest import prompts as read_prompts
 from pipeline.labels import LabelType, normalise, same, value
 from pipeline.outputs import Job, Totals, read
 from pipeline.parse import parse as parse_responses
-from pipeline.progress import bar
+from pipeline.progress import bar, say_line
 from pipeline.records import Drop, Example, Prediction, Prompt, Record, Response, Target, TrainingRow
-from pipeline.sample import Asked, answers
+from pipeline.sample import answers
 from pipeline.shard import student_prompt
 from pipeline.sources import EvalSet
+from pipeline.spending import Meter
 from pipeline.student import EMBEDDED, StudentSettings, prompt_ids, quiet
 from pipeline.student import load as load_student
 from pipeline.teachers import TeacherSettings, Vllm
@@ -214,9 +216,13 @@ def evaluate(
     classes = closed_set(label_type, labels)
     majority = _majority(job) if classes else None
 
-    asked = _ask_teacher(rows, sample, parse, job.responses, label_type, labels)
-    # A recording that holds no answer to any eval row says nothing about the teacher.
-    answered = [asked] if any(text is not None for text in asked.texts) else []
+    answered: list[_Answered] = []
+    if sample["rationalise"]:
+        say_line("evaluate: the teacher is left out; its prompt shows the true label (stages.sample.rationalise)")
+    else:
+        asked = _ask_teacher(rows, sample, parse, job.responses, label_type, labels)
+        # A recording that holds no answer to any eval row says nothing about the teacher.
+        answered += [asked] if any(text is not None for text in asked.texts) else []
     told: list[Rationale] = []
     for name, folder in folders.items():
         if not folder.is_dir():
@@ -500,11 +506,11 @@ def _ask_teacher(
         rounds[seen[row.prompt.id]].append(row)
         seen[row.prompt.id] += 1
     found: dict[str, tuple[str, str | None]] = {}
-    timed = Asked()
+    meters: dict[str, Meter] = {}
     for asked in rounds:
         given = [
             response
-            for response in answers((row.prompt for row in asked), **sample, responses=responses, asked=timed)
+            for response in answers([row.prompt for row in asked], **sample, responses=responses, meters=meters)
             if isinstance(response, Response)
         ]
         texts = {response.prompt: response.text for response in reversed(given)}
@@ -518,8 +524,8 @@ def _ask_teacher(
                 found[row.place] = texts[row.prompt.id], None
     given_none: tuple[str | None, str | None] = (None, None)
     said_to = [found.get(row.place, given_none) for row in rows]
-    speed = _speed(timed.requests, timed.seconds)
-    size = _stored_parameters(sample["teacher"])
+    speed = _speed(sum(meter.requests for meter in meters.values()), sum(meter.seconds for meter in meters.values()))
+    size = _stored_parameters(sample["teacher"][0]) if len(sample["teacher"]) == 1 else None
     return _Answered("teacher", [text for text, _ in said_to], [label for _, label in said_to], size, speed)
 
 

@@ -151,7 +151,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def held_alone(lock: Path, what: Path) -> Iterator[None]:
-    """Hold ``what`` for this process alone by the file ``lock``; a killed holder leaves no lock behind.
+    """Hold ``what`` for this process alone by the file ``lock``; a killed holder leaves no lock behind, nor do its forked children.
 
     Raises RunError at once, naming the holder, where another process has it.
     """
@@ -166,7 +166,24 @@ def held_alone(lock: Path, what: Path) -> Iterator[None]:
         file.truncate()
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
-        yield
+        _HELD.add(file)
+        try:
+            yield
+        finally:
+            _HELD.discard(file)
+
+
+_HELD: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """In a forked child: its copy of the lock must not outlive the parent, who holds it."""
+    for file in _HELD:
+        file.close()
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def sync_folder(folder: Path) -> None:

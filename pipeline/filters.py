@@ -6,13 +6,15 @@
 
 A new filter is one function here, whose keyword-only parameters are its settings, and its name in ``FILTERS``. Sentences hold the
 figures that decided, so that a drop can be checked by its line alone. Filters of the rationale let examples without one pass: a task
-that asks for no rationale has ``rationale: null``, an empty rationale is "".
+that asks for no rationale has ``rationale: null``, an empty rationale is "". Those in ``ASKED_FOR`` run only where they are named: what
+they look at takes several samples, or a judge.
 
 Limits: words are those of text.py; the phrases of ``refusal`` and the empty words of ``repeats_label`` are English.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -131,12 +133,43 @@ def refusal(example: Example, *, phrases: Sequence[str] = REFUSALS) -> str | Non
     return None
 
 
+def min_agreement(example: Example, *, minimum: Share = 0.6) -> str | None:
+    """The label won a smaller share of the votes (of their weight, in a weighted vote)."""
+    if example.agreement is None or example.agreement >= minimum:
+        return None
+    return f"the label won {example.agreement:.4g} of the votes, less than {minimum:g}: {_votes(example)}"
+
+
+def max_entropy(example: Example, *, maximum: Annotated[float, Field(ge=0)] = 1.0) -> str | None:
+    """The votes are spread wider over the labels: their entropy, in bits, is higher (1 is two labels with half of the votes each)."""
+    if example.entropy is None or example.entropy <= maximum:
+        return None
+    return f"the votes have an entropy of {example.entropy:.4g} bits, more than {maximum:g}: {_votes(example)}"
+
+
+def min_judge_score(example: Example, *, minimum: Annotated[int, Field(ge=1, le=5)] = 3) -> str | None:
+    """The judge gave a lower score, or none at all."""
+    found = example.judgement
+    if found is None:
+        return "it was not judged"
+    if found.score >= minimum:
+        return None
+    return f"the judge gave {found.score}, less than {minimum}: {_quoted(found.reason, 200)}"
+
+
+def _votes(example: Example) -> str:
+    """How often each label was said, the most frequent first: ``sports 3, food 1``."""
+    counts = Counter(vote.label for vote in example.votes if vote.label is not None)
+    shown = [f"{_quoted(label, 40)} {count}" for label, count in counts.most_common(3)]
+    return ", ".join(shown + ["others"] * (len(counts) > len(shown)))
+
+
 def _written(example: Example) -> str:
     return example.text if example.label is None or example.rationale is None else example.rationale
 
 
-def _quoted(said: str) -> str:
-    return f"'{plain(said, 80)}'"
+def _quoted(said: str, limit: int = 80) -> str:
+    return f"'{plain(said, limit)}'"
 
 
 FILTERS: dict[str, Callable[..., str | None]] = {
@@ -151,6 +184,12 @@ FILTERS: dict[str, Callable[..., str | None]] = {
         repeats_input,
         repetition,
         refusal,
+        min_agreement,
+        max_entropy,
+        min_judge_score,
     )
 }
 """What ``quality.filters`` can name."""
+
+ASKED_FOR: Final = {"min_agreement": "votes", "max_entropy": "votes", "min_judge_score": "judgement"}
+"""Filters that run only where they are named, and the field of the example that is their evidence."""

@@ -6,12 +6,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pipeline import evaluate, prompts, sample, train
+from pipeline import evaluate, sample, train
 from pipeline.binding import Problem, bind, located
 from pipeline.config import Config, load, read_yaml, verify
 from pipeline.files import InputError, plain
 from pipeline.ingest import prompts as read_prompts
 from pipeline.records import Prompt
+from pipeline.requests import all_requests
 from pipeline.sources import EvalSet
 from pipeline.stages import STAGES
 
@@ -37,7 +38,7 @@ def check(path: Path | str, overrides: Iterable[str] = ()) -> str:
     config = load(path, overrides)
     verify(config)
     task = config.task
-    template = sample.check(config.stages["sample"])
+    asking = sample.check(config.stages["sample"])
     bad_rows = config.stages["ingest"]["on_bad_row"]
     source = read_prompts(
         task.inputs, input=task.input, gold=task.gold, choices=task.choices, id=task.id, on_bad_row=bad_rows
@@ -48,8 +49,8 @@ def check(path: Path | str, overrides: Iterable[str] = ()) -> str:
             bad += 1
             continue
         rows += 1
-        if template is not None:
-            prompts.render(template, row.columns, labels=task.labels, choices=row.choices, source=row.source)
+        for _ in all_requests(asking, row):  # each prompt is rendered
+            pass
     if not rows:
         raise InputError(f"{task.inputs}: no rows")
     sets = []
@@ -84,7 +85,7 @@ def train_alone(shards: Path, student: str, out: Path, layers: int | None, setti
             raise InputError(f"--set {plain(setting)}: write it as knob=value, for example alpha=0.3")
         given[name.strip()], _ = read_yaml(value, f"--set {plain(name)}", mapping=False)
     try:
-        bound = bind(STAGES["train"].function, given, lookup={"task.targets": None}.__getitem__, folder=Path.cwd())
+        bound = bind(STAGES["train"].settings, given, lookup={"task.targets": None}.__getitem__, folder=Path.cwd())
     except Problem as problem:
         raise located(problem, "", "--set", {}) from None
     details: dict[str, Any] = train.train_on_shards(shards, out=out, **bound)

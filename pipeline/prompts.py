@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import JsonValue
 
@@ -50,6 +50,13 @@ FAILURES: Final = (
     RecursionError,
 )
 """What the expressions of a template can raise."""
+SET_BY: Final = {
+    "labels": "task.labels",
+    "choices": "task.choices",
+    "shots": "stages.sample.few_shot",
+    "gold": "stages.sample.rationalise",
+}
+"""The variables that are no columns, each with the setting that it comes from."""
 
 
 class Message(Record):
@@ -129,6 +136,14 @@ def digest(path: Path) -> str:
     return files.digest(snapshot(load(path)))
 
 
+def variables_of(template: Template) -> frozenset[str]:
+    """The names of all variables that the template, or what it includes, takes from outside."""
+    environment = _environment()
+    return frozenset().union(
+        *(meta.find_undeclared_variables(environment.parse(text)) for text in template.sources.values())
+    )
+
+
 def text_of(template: Template) -> str:
     """All of the template's own text: what stands there was written by the template's author, not by a row."""
     return "\n".join(template.sources.values())
@@ -140,13 +155,14 @@ def render(
     *,
     labels: list[str] | None = None,
     choices: list[str] | None = None,
+    extra: Mapping[str, JsonValue] | None = None,
     source: str = "the row",
 ) -> Messages:
-    """The messages for one row. ``source`` is where the row stands, for error messages.
+    """The messages for one row. ``extra`` are further variables; ``source`` is where the row stands, for error messages.
 
     Raises InputError with the template's file and line where it uses a variable that the row does not have, prints a null, or fails.
     """
-    variables = _variables(columns, labels, choices)
+    variables = _variables(columns, labels, choices) | dict(extra or {})
     context = template._compiled.new_context(variables)
     found: dict[str, str] = {}
 
@@ -164,7 +180,7 @@ def render(
         for _ in template._compiled.root_render_func(context):
             pass
     except FAILURES as error:
-        raise InputError(_failure(error, template.shown, variables, source)) from None
+        raise InputError(_failure(error, template.shown, variables, source, settings=SET_BY)) from None
     examples = sum(name.startswith("assistant_") and name != "assistant_prefix" for name in found)
     turns = [Message(role="system", content=found["system"])] if found.get("system", "").strip() else []
     for number in range(1, examples + 1):
@@ -303,7 +319,15 @@ def _sent(block: str) -> bool:
     return block in BLOCKS or EXAMPLE.fullmatch(block) is not None
 
 
-def _failure(error: Exception, shown: str, columns: Collection[str], source: str, *, show_line: bool = True) -> str:
+def _failure(
+    error: Exception,
+    shown: str,
+    columns: Collection[str],
+    source: str,
+    *,
+    show_line: bool = True,
+    settings: Mapping[str, str] | None = None,
+) -> str:
     """The one line for an error that rendering raised: template and line, what is wrong."""
     place, line = shown, getattr(error, "lineno", None)
     trace = error.__traceback__
@@ -316,7 +340,7 @@ def _failure(error: Exception, shown: str, columns: Collection[str], source: str
     start = f"{place}:{line}: " if line and show_line else f"{place}: "
     undefined = re.fullmatch(r"'(.+)' is undefined", str(error))
     if isinstance(error, jinja2.UndefinedError) and undefined:
-        return start + _unknown(undefined[1], columns, source)
+        return start + _unknown(undefined[1], columns, source, settings or {})
     if isinstance(error, RecursionError):
         return f"{start}it includes itself, or recurses too deeply"
     if isinstance(error, jinja2.TemplateSyntaxError):
@@ -324,7 +348,9 @@ def _failure(error: Exception, shown: str, columns: Collection[str], source: str
     return f"{start}{plain(str(error)) or type(error).__name__} (with {source})"
 
 
-def _unknown(name: str, columns: Collection[str], source: str) -> str:
+def _unknown(name: str, columns: Collection[str], source: str, settings: Mapping[str, str]) -> str:
     close = difflib.get_close_matches(name, list(columns), n=1)
     hint = f"; did you mean '{plain(close[0])}'?" if close else ""
+    if name in settings:
+        hint = f"; set {settings[name]}"
     return f"{plain(name)}: no such column in {source}, which has {plain(', '.join(columns)) or 'none'}{hint}"

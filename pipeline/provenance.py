@@ -151,9 +151,13 @@ def _changes(manifest: Manifest, stage: str, asked: Ask | None, waiting: set[str
 def _keyed(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The settings that count."""
     kept = {name: value for name, value in settings.items() if f"{prefix}.{name}" not in NOT_IN_KEY}
-    return {
-        name: _keyed(value, f"{prefix}.{name}") if isinstance(value, dict) else value for name, value in kept.items()
-    }
+    return {name: _keyed_value(value, f"{prefix}.{name}") for name, value in kept.items()}
+
+
+def _keyed_value(value: Any, prefix: str) -> Any:
+    if isinstance(value, dict):
+        return _keyed(value, prefix)
+    return [_keyed_value(item, prefix) for item in value] if isinstance(value, list) else value
 
 
 def _source(inputs: str) -> Path | str:
@@ -180,7 +184,11 @@ def _file_digest(path: Path, inputs: list[InputDigest], root: Path) -> Any:
     if path.suffix == ".jinja":
         inputs.append(_input(path, root))
         return {"prompt": prompts.digest(path)}
-    found = [_input(file, root) for file in sources.files(path)]
+    if (path / "adapter_config.json").is_file():  # a model's adapter: all of its files
+        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    else:
+        files = sources.files(path)
+    found = [_input(file, root) for file in files]
     inputs += found
     return {"sha256": found[0].sha256} if path.is_file() else {Path(file.path).name: file.sha256 for file in found}
 

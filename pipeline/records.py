@@ -33,7 +33,9 @@ class Prompt(Record):
     id: str
     source: str = Field(description="where the row was read: file name and line (or row) number, from 1")
     input: str = Field(description="what the student sees after its prefix")
-    gold: str | None = Field(description="the true label, where the source has one; never shown to teacher or student")
+    gold: str | None = Field(
+        description="the true label, where the source has one; only rationalise shows it to a teacher"
+    )
     choices: list[str] | None = Field(description="the row's own closed answers, for multiple-choice tasks")
     columns: dict[str, JsonValue] = Field(description="the source row, for the prompt template")
 
@@ -50,6 +52,11 @@ class Response(Record):
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    mean_logprob: float | None = Field(None, description="mean log-probability of its tokens, where it was asked for")
+    label_logprobs: dict[str, float] | None = Field(
+        None, description="log-probability of each label at the label's place, not normalised over the labels"
+    )
+    rationalised: bool = Field(False, description="the true label was given, and only the rationale is the teacher's")
     input: str
     gold: str | None
     choices: list[str] | None
@@ -62,10 +69,24 @@ class Vote(Record):
     request: str = Field(description="its key in the response store")
     teacher: str
     label: str | None
+    weight: float = Field(default=1.0, description="what it counted beside the others")
+    mean_logprob: float | None = Field(default=None, description="of the response's tokens, where it is known")
+
+
+class Judgement(Record):
+    """What a judge said of an example, from 1 (unusable) to 5 (flawless). Written by judge."""
+
+    score: int
+    reason: str
+    judge: str = Field(description="the teacher that judged")
+    request: str = Field(description="the key under which the response store holds the judge's answer")
 
 
 class Example(Record):
-    """An input with the label and the rationale that its teacher gave. Written by parse; kept or dropped, never changed, by the filters."""
+    """An input with the label and the rationale that its teacher gave.
+
+    Written by parse; judge adds its judgement; kept or dropped, never changed, by the filters.
+    """
 
     id: str = Field(description="the id of the Prompt it answers")
     input: str
@@ -77,6 +98,20 @@ class Example(Record):
     votes: list[Vote] = Field(description="all parsed responses to this prompt, winner included")
     gold: str | None
     choices: list[str] | None
+    agreement: float | None = Field(
+        default=None, description="share of the votes' weight that the label won; None without labels"
+    )
+    entropy: float | None = Field(default=None, description="of the votes' distribution over the labels, in bits")
+    soft_labels: dict[str, float] | None = Field(
+        default=None,
+        description="label -> probability, the mean over the responses with log-probabilities of their labels",
+    )
+    rationalised: bool = Field(
+        default=False, description="the label is the true one, and only the rationale is the teacher's"
+    )
+    judgement: Judgement | None = Field(
+        default=None, description="set by judge alone; None where it did not run, or failed"
+    )
 
 
 class TrainingRow(Record):
@@ -178,19 +213,19 @@ class Manifest(Record):
 
 
 def features(record: type[Record]) -> dict[str, str]:
-    """Column name -> type name as ``datasets.Features`` understands it ('string', 'int64', 'bool', 'list<string>', 'json').
+    """Column name -> type name as ``datasets.Features`` understands it ('string', 'int64', 'float64', 'bool', 'list<string>', 'json').
 
     'json' marks a column whose value is free JSON or a list of records.
     """
 
     def name(annotation: Any) -> str:
         options = [option for option in get_args(annotation) if option is not type(None)]
-        if annotation in (str, int, bool):
-            return {str: "string", int: "int64", bool: "bool"}[annotation]
+        if annotation in (str, int, float, bool):
+            return {str: "string", int: "int64", float: "float64", bool: "bool"}[annotation]
         if annotation == list[str] or list[str] in options:
             return "list<string>"
         if all(isinstance(option, str) for option in options) and options:
             return "string"
-        return name(options[0]) if len(options) == 1 and options[0] in (str, int, bool) else "json"
+        return name(options[0]) if len(options) == 1 and options[0] in (str, int, float, bool) else "json"
 
     return {field: name(info.annotation) for field, info in record.model_fields.items()}

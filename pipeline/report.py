@@ -1,7 +1,8 @@
 """The page: one self-contained HTML file that shows what a run did, built from what lies in the run folder and from nothing else.
 
-    runs/<run>/report/index.html     how many rows went where and why, the models side by side, the curves of the training,
-                                     what was confused with what, rows that were kept and rows that were not, and where it all came from
+    runs/<run>/report/index.html     how many rows went where and why, what the teachers were asked, the models side by side, the
+                                     curves of the training, what was confused with what, rows that were kept and rows that were not,
+                                     and where it all came from
 
 The page holds no script and loads nothing. Every text is escaped, whoever wrote it. The same run folder always gives the same page.
 
@@ -23,7 +24,7 @@ from markupsafe import Markup, escape
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from pipeline import outputs
+from pipeline import outputs, sample
 from pipeline.evaluate import METRICS, RATIONALES, SPEEDS, Comparison, Interval, Metrics, Rationale, Speeds
 from pipeline.files import RunError, atomic, plain, read_jsonl
 from pipeline.records import Drop, Example, Manifest, Prompt, Record
@@ -115,10 +116,11 @@ def _page(run: Path, title: str, kept_rows: int, rows_per_reason: int, seed: int
         raise RunError(f"{run}: no finished stage to report on; run `stepdistill run`")
     manifests = {name: outputs.read_manifest(folder) for name, folder in folders.items()}
     trained, evaluated = folders.get("train"), folders.get("evaluate")
+    sampled = folders.get("sample")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    shown_as = (number, percent, points, decimal, compact, words, cut, flat, pretty)
+    shown_as = (number, percent, points, decimal, compact, money, words, cut, flat, pretty)
     environment.filters |= {function.__name__: function for function in shown_as}
     template = environment.from_string(resources.files("pipeline").joinpath("report.jinja").read_text(encoding="utf-8"))
     return template.render(
@@ -127,6 +129,8 @@ def _page(run: Path, title: str, kept_rows: int, rows_per_reason: int, seed: int
         manifests=manifests,
         funnel=funnel(manifests),
         out_of_date=out_of_date(manifests),
+        teachers=sample.figures(manifests["sample"]) if sampled else {},
+        asked=sample.measured(sampled) if sampled else {},
         metrics=_metrics(evaluated),
         speeds=_speeds(evaluated),
         models=MODELS,
@@ -352,6 +356,11 @@ def compact(value: int | None) -> str:
         if value >= size:
             return f"{value / size:.1f}{unit}"
     return str(value)
+
+
+def money(value: float) -> str:
+    """``12.30``, or where it is little its first digits: ``0.0042``."""
+    return f"{value:,.2f}" if value >= 0.1 or not value else f"{value:.2g}"
 
 
 def cut(text: str) -> str:

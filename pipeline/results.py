@@ -1,21 +1,22 @@
 """Read-only views of a run: the state of each stage, its rows, the models' figures, and what the next run will ask for."""
 
 import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import evaluate, outputs, provenance, sample
+from pipeline import evaluate, outputs, provenance, sample, teachers
 from pipeline.config import Config
 from pipeline.files import InputError, plain
 from pipeline.ingest import prompts
 from pipeline.records import Counts, Prompt
 from pipeline.runner import RUN_FACTS
+from pipeline.spending import Budget, cost
 from pipeline.stages import STAGES
-
-CHARACTERS_A_TOKEN = 4  # English text and common tokenizers; only the estimate of a cost rests on it
+from pipeline.teachers import Price
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,57 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What sampling will ask the teacher for, and what that takes.
+class TeacherEstimate:
+    """What sampling will ask one teacher, and what that takes.
 
-    ``prompt_characters`` and ``completion_tokens_at_most`` are those of the requests still to be asked. ``seconds`` (without the teacher's
-    start) is None before a first measured run. ``cost_at_most`` is in the currency of ``stages.sample.price``, with four characters taken
-    for a token; None without a price, or where the time is not known and hours are priced.
+    Tokens are those of the requests still to be asked; ``prompt_tokens`` are exact where ``prompt_tokens_exact``, else reckoned from
+    characters. ``completion_tokens`` is what to expect: the mean of the teacher's own answers in the store for ``foreseen`` requests,
+    ``max_tokens`` for each of the others. ``seconds`` (without the teacher's start) is None before a first measured run. ``cost`` and
+    ``cost_at_most`` are in the currency of the prices; None without a price, or where hours are priced and the time is not known.
     """
+
+    teacher: str
+    stored: int
+    to_ask: int
+    prompt_tokens: int
+    prompt_tokens_exact: bool
+    completion_tokens: int
+    completion_tokens_at_most: int
+    foreseen: int
+    seconds: float | None
+    cost: float | None
+    cost_at_most: float | None
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """How far the budget of one call goes.
+
+    ``requests`` is what the next call will about ask, ``runs`` how many calls all of them take; None where one request can take more than
+    the whole budget. ``not_reckoned`` are the parts of the budget of which it is not known yet what a request takes of them.
+    """
+
+    budget: dict[str, float]
+    requests: int
+    runs: int | None
+    not_reckoned: list[str]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What sampling will ask the teachers for, and what that takes: each of them, and all together as in ``TeacherEstimate``."""
 
     stored: int
     to_ask: int
-    prompt_characters: int
+    prompt_tokens: int
+    prompt_tokens_exact: bool
+    completion_tokens: int
     completion_tokens_at_most: int
     seconds: float | None
+    cost: float | None
     cost_at_most: float | None
+    teachers: list[TeacherEstimate]
+    budget: Allowance | None
 
 
 def status(config: Config) -> list[Status]:
@@ -131,40 +169,140 @@ def speeds(run: Path) -> dict[str, float]:
     return {model: speed["examples_per_second"] for model, speed in json.loads(path.read_bytes())["models"].items()}
 
 
+def sampling(folder: Path) -> dict[str, dict[str, Any]]:
+    """What came of each teacher's requests in a finished sample folder, by the teacher's name.
+
+    ``result`` counts all requests, whenever they were asked; ``asked`` (None where the store answered all) is what was measured of those
+    that were asked for this result.
+    """
+    measured = sample.measured(folder)
+    return {
+        name: {
+            "result": found.model_dump(),
+            "asked": measured[name].model_dump() if name in measured and measured[name].requests else None,
+        }
+        for name, found in sample.figures(outputs.read_manifest(folder)).items()
+    }
+
+
 def estimate(config: Config) -> Estimate:
     """What the sample stage will ask for, over the source rows as they are now; rows that ingest drops are not counted."""
-    task = config.task
+    task, settings = config.task, config.stages["sample"]
     bad_rows = config.stages["ingest"]["on_bad_row"]
     source = prompts(
         task.inputs, input=task.input, gold=task.gold, choices=task.choices, id=task.id, on_bad_row=bad_rows
     )
     rows = (row for row in source if isinstance(row, Prompt))
-    pending = sample.pending(rows, settings=config.stages["sample"], responses=config.run / "responses")
-    rate = _measured_rate(config.run)
-    seconds = pending.to_ask / rate if rate else None
+    pending = sample.pending(rows, settings=settings, responses=config.run / "responses")
+    speeds = _measured(config.run)
+    prices = {teachers.name(one): one.price for one in settings["teacher"]}
+    found = [_estimate(name, one, prices[name], speeds.get(name)) for name, one in pending.teachers.items()]
+    asked = [one for one in found if one.to_ask]
     return Estimate(
         stored=pending.stored,
         to_ask=pending.to_ask,
-        prompt_characters=pending.prompt_characters,
-        completion_tokens_at_most=pending.completion_tokens_at_most,
-        seconds=seconds,
-        cost_at_most=_cost(config.stages["sample"]["price"], pending, seconds),
+        prompt_tokens=sum(one.prompt_tokens for one in found),
+        prompt_tokens_exact=all(one.prompt_tokens_exact for one in asked),
+        completion_tokens=sum(one.completion_tokens for one in found),
+        completion_tokens_at_most=sum(one.completion_tokens_at_most for one in found),
+        seconds=_sum(one.seconds for one in asked),
+        cost=_sum(one.cost for one in asked if prices[one.teacher]),
+        cost_at_most=_sum(one.cost_at_most for one in asked if prices[one.teacher]),
+        teachers=found,
+        budget=None if settings["budget"] is None else _allowance(settings["budget"], pending, found, prices),
     )
 
 
-def _cost(price: sample.Price | None, pending: sample.Pending, seconds: float | None) -> float | None:
-    if price is None or (price.hour and seconds is None):
-        return None
-    tokens = pending.prompt_characters / CHARACTERS_A_TOKEN * price.prompt_tokens
-    tokens += pending.completion_tokens_at_most * price.completion_tokens
-    return tokens / 1e6 + (seconds or 0.0) / 3600 * price.hour
+def _estimate(name: str, asked: sample.ToAsk, price: Price | None, speed: sample.Facts | None) -> TeacherEstimate:
+    seconds = at_most = None
+    if not asked.completion_tokens_at_most:  # nothing to ask, or recorded completions
+        seconds = at_most = 0.0
+    elif speed is not None and speed.completion_tokens:
+        seconds = asked.completion_tokens / speed.tokens_per_second
+        at_most = asked.completion_tokens_at_most / speed.tokens_per_second
+    elif speed is not None:
+        seconds = at_most = asked.to_ask / speed.requests_per_second
+
+    def money(completion_tokens: int, time: float | None) -> float | None:
+        if price is None or (price.hour and time is None):
+            return None
+        return cost(price, asked.prompt_tokens, completion_tokens, time or 0.0)
+
+    return TeacherEstimate(
+        teacher=name,
+        stored=asked.stored,
+        to_ask=asked.to_ask,
+        prompt_tokens=asked.prompt_tokens,
+        prompt_tokens_exact=asked.counted,
+        completion_tokens=asked.completion_tokens,
+        completion_tokens_at_most=asked.completion_tokens_at_most,
+        foreseen=asked.foreseen,
+        seconds=seconds,
+        cost=money(asked.completion_tokens, seconds),
+        cost_at_most=money(asked.completion_tokens_at_most, at_most),
+    )
 
 
-def _measured_rate(run: Path) -> float | None:
-    """Requests a second of the last sampling in this run, or None."""
-    folder = outputs.current(run, "sample")
-    path = folder / sample.SPEED if folder is not None else None
-    if path is None or not path.is_file():
-        return None
-    rate = json.loads(path.read_bytes()).get("requests_per_second")
-    return float(rate) if rate else None
+def _allowance(
+    budget: Budget, pending: sample.Pending, found: list[TeacherEstimate], prices: dict[str, Price | None]
+) -> Allowance:
+    """Spends the budget on mean requests, teacher by teacher, as the purse would, call after call."""
+    limits = {name: float(value) for name, value in budget.model_dump().items() if value is not None}
+    wanted = {"tokens", "usd", "hours"} & limits.keys()
+    asked = [one for one in found if one.to_ask]
+    means: list[dict[str, float | None]] = []
+    mosts: list[dict[str, float]] = []
+    for one in asked:
+        read, written = pending.teachers[one.teacher].most
+        priced = prices[one.teacher] is not None
+        means.append(
+            {
+                "tokens": (one.prompt_tokens + one.completion_tokens) / one.to_ask,
+                "usd": (None if one.cost is None else one.cost / one.to_ask) if priced else 0.0,
+                "hours": None if one.seconds is None else one.seconds / one.to_ask / 3600,
+            }
+        )
+        mosts.append({"tokens": read + written, "usd": cost(prices[one.teacher], read, written, 0.0), "hours": 0.0})
+    unknown = sorted(part for part in wanted if any(mean[part] is None for mean in means))
+    parts = sorted(wanted - set(unknown))
+    counts = [one.to_ask for one in asked]
+    first = runs = 0
+    while any(counts):
+        left = {part: limits[part] for part in parts}
+        held = 0
+        for place, count in enumerate(counts):
+            fits = min([count, *(_fits(left[part], means[place][part], mosts[place][part]) for part in parts)])
+            held += fits
+            counts[place] -= fits
+            for part in parts:
+                left[part] -= fits * (means[place][part] or 0.0)
+            if counts[place]:
+                break
+        if not held:
+            return Allowance(limits, first, None, unknown)
+        runs += 1
+        first = first or held
+    return Allowance(limits, first, runs, unknown)
+
+
+def _fits(left: float, mean: float | None, most: float) -> int:
+    """How many requests are sent one after the other, where each takes the mean and is sent only if the most it can take is left."""
+    if most > left:
+        return 0
+    return sys.maxsize if not mean else int((left - most) / mean) + 1
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """The sum, or None where a part is not known or there is none."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) if found and len(known) == len(found) else None
+
+
+def _measured(run: Path) -> dict[str, sample.Facts]:
+    """What the last sampling in this run that asked a teacher measured of it, by the teacher's name; also one that was stopped."""
+    found: dict[str, sample.Facts] = {}
+    files = sorted((run / "sample").glob(f"*/{sample.SPEED}"), key=lambda path: path.stat().st_mtime)
+    for path in files:
+        found |= {name: facts for name, facts in sample.measured(path.parent).items() if facts.requests}
+    return found

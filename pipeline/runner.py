@@ -94,9 +94,8 @@ def choose(config: Config, stages: Iterable[str] | None, start: str | None, unti
         if name not in STAGES:
             raise InputError(f"{plain(name)}: unknown stage; the stages are {', '.join(STAGES)}")
         if name not in config.stages:
-            raise InputError(
-                f"{config.file}: stages.{name}: this stage is switched off; remove '{name}: false' to run it"
-            )
+            advice = f"remove '{name}: false'" if STAGES[name].on else "write down its settings"
+            raise InputError(f"{config.file}: stages.{name}: this stage is switched off; {advice} to run it")
     order = list(config.stages)
     first = order.index(start) if start else 0
     last = order.index(until) if until else len(order) - 1
@@ -288,7 +287,7 @@ def _write_card(folder: Path, config: Config, asked: Ask, files: list[OutputFile
         if file.rows is not None and file.path != f"{outputs.DROPPED}.jsonl":
             rows[file.path.rsplit("-", 1)[0]] += file.rows
     details = {
-        "teacher": teachers.name(config.stages["sample"]["teacher"]),
+        "teacher": ", ".join(teachers.name(one) for one in config.stages["sample"]["teacher"]),
         "settings": asked.settings,
         "key": asked.key,
     }

@@ -1,425 +1,340 @@
-"""sample: Prompt -> Response. Ask the teacher n times per prompt; every answer is in the response store before it counts.
+"""sample: Prompt -> Response. Ask the teachers n times per prompt; every answer is in the response store before it counts.
 
     {"id": "5f0c..", "input": "Late goal sinks the leaders", ..}
     -> {"id": "5f0c..#0", "request": "c4..", "text": "A goal is scored. So the answer is sports.", "finish_reason": "stop", ..}
 
-A request is looked up in the store by its key first; only what is not there is asked, ``chunk`` requests at a time, and each chunk's
-answers are on disk before the next is asked. Where everything is there, the teacher is not even started. Sample i uses ``seed + i``.
-Rows come in the order of the prompts. What the teacher could not answer becomes a drop with the id that its response would have had.
+A request is looked up in the store by its key first; only what is not there is asked. Where everything is there, the teacher is not even
+started. Rows come in the order of the prompts. What a teacher could not answer becomes a drop with the id that its response would have had.
 
-Limits: a failed request is not stored; it is asked again by the next run with another key, or with ``--force``. Two rows with the same
-rendered prompt share one answer.
+Limits: a failed request is not stored; it is asked again by the next run with another key, or with ``--force``.
 """
 
-import re
-import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, TypedDict, Unpack
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import JsonValue
 
-from pipeline import outputs, prompts, teachers
-from pipeline.binding import From
-from pipeline.files import InputError, atomic, canonical_json, digest, plain, write_json
+from pipeline import outputs, prompts, shots, teachers
+from pipeline.asking import ask
+from pipeline.files import atomic, canonical_json, strict_json, write_json
 from pipeline.outputs import Job, Totals
-from pipeline.progress import bar, say_line
-from pipeline.prompts import Template
-from pipeline.records import Drop, Prompt, Response
-from pipeline.responses import Store, Stored, open_store, request_key, stored_keys
-from pipeline.teachers import Answer, Failure, Request, Teacher, TeacherSettings
-from pipeline.teachers.contract import SETTINGS_OF_SAMPLE
+from pipeline.progress import bar
+from pipeline.records import Drop, Manifest, Prompt, Record, Response
+from pipeline.requests import TEACHER, Asking, all_requests, from_manifest, resolve, sent_of
+from pipeline.responses import Answered, read_store
+from pipeline.spending import Meter, at_most, cost, prompt_bound
+from pipeline.teachers import Price, Request
 
-SPEED: Final = "run-speed.json"  # in the stage's folder: how fast the teacher answered, for the next plan's estimate
+SPEED: Final = "run-speed.json"  # in the stage's folder: what was asked for this result, how fast, and what it cost
+CHARACTERS_A_TOKEN: Final = 4  # English text and common tokenizers; for estimates where there is no tokenizer
 TEMPLATES: Final = "templates.json"  # in the stage's folder: the prompt template and all it includes, as they were used
-WINDOW: Final = 16  # answers from the store wait for one that is still to be asked, for at most so many chunks
-LABELS: Final = "{labels}"  # in ``regex``: any one of the task's labels
+SHOTS: Final = "shots.json"  # in the stage's folder: the few-shot examples as they were used
 
 
-class Price(BaseModel):
-    """What asking costs, in any one currency; `stepdistill plan` reckons with it. Tokens are priced by the million."""
+def sample(job: Job, **settings: Any) -> Generator[Response | Drop, None, Totals]:
+    """Ask the teachers about every prompt. ``settings`` are those of ``pipeline.requests.resolve``.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Raises InputError for settings and templates that cannot be used, RunError where a teacher fails or the budget is used up.
+    """
+    asking = resolve(**settings)
+    if asking.template is not None:
+        write_json(job.folder / TEMPLATES, prompts.snapshot(asking.template))
+    if asking.shots is not None:
+        write_json(job.folder / SHOTS, shots.snapshot(asking.shots))
+    folder = job.inputs["ingest"]
+    total = sum(file.rows or 0 for file in outputs.row_files(folder))
+    before = measured(job.folder)  # by a call that was stopped before it had a result; what it took belongs to this one
+    meters: dict[str, Meter] = {}
+    counts = {respondent.name: _Counts() for respondent in asking.respondents}
+    rows_in = 0
+    try:
+        for row in ask(asking, lambda: outputs.read(folder, Prompt), job.responses, total=total, meters=meters):
+            rows_in += 1
+            counts[row.teacher if isinstance(row, Response) else str(row.evidence["teacher"])].add(row)
+            yield row
+    finally:
+        with suppress(OSError):  # it is but a measurement; on a full disk the reason why the work failed counts
+            _keep(job.folder, meters, before)
+    prices = {teachers.name(one): one.price for one in settings["teacher"]}
+    asked: dict[str, object] = {name: found.details(prices[name]) for name, found in counts.items()}
+    return Totals(rows_in=rows_in, details={"teachers": asked, "sampling": asking.sampling, "seed": asking.seed})
 
-    hour: Annotated[float, Field(ge=0)] = 0.0
-    prompt_tokens: Annotated[float, Field(ge=0)] = 0.0
-    completion_tokens: Annotated[float, Field(ge=0)] = 0.0
+
+class Facts(Record):
+    """What run-speed.json holds of one teacher: all that it was asked for this result, in one call of `stepdistill run` or in several.
+
+    ``seconds`` leave its start out; rates are those of all of them. ``cost`` is in the currency of the prices, 0 without a price. A call
+    that was killed (SIGKILL, power) is not in it, though its answers are in the store.
+    """
+
+    requests: int
+    answers: int
+    seconds: float
+    requests_per_second: float
+    tokens_per_second: float
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    finish_reasons: dict[str, int]
+    failures: dict[str, int]
+    cost: float
 
 
-class Settings(TypedDict):
-    """The stage's settings, as ``sample`` takes them and as ``From("stages.sample")`` gives them."""
+class Figures(Record):
+    """What came of one teacher's requests, whenever they were asked: ``details["teachers"]`` of the stage's manifest, by its name.
 
-    teacher: TeacherSettings
-    n: int
-    temperature: float
-    top_p: float
-    max_tokens: int
-    stop: Sequence[str]
-    seed: int
-    regex: str | None
-    sampling: dict[str, JsonValue] | None
-    chunk: int
-    price: Price | None
-    prompt: Path | None
-    labels: list[str] | None
+    ``answers`` are the distinct ones behind the ``responses`` (rows with the same rendered prompt share one), tokens are theirs.
+    """
+
+    requests: int
+    responses: int
+    answers: int
+    prompt_tokens: int
+    completion_tokens: int
+    failures: dict[str, int]
+    cost_of_tokens: float
 
 
 @dataclass
-class Asked:
-    """What was asked of the teacher, and how long it took without the start."""
+class _Counts:
+    """What comes of one teacher's requests. Of each answer 8 bytes of its key are held, to count it once."""
 
     requests: int = 0
-    seconds: float = 0.0
+    responses: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    seen: set[int] = field(default_factory=set)
+
+    def add(self, row: Response | Drop) -> None:
+        self.requests += 1
+        if isinstance(row, Drop):
+            self.failures[row.reason] += 1
+            return
+        self.responses += 1
+        key = int(row.request[:16], 16)
+        if key not in self.seen:
+            self.seen.add(key)
+            self.prompt_tokens += row.prompt_tokens
+            self.completion_tokens += row.completion_tokens
+
+    def details(self, price: Price | None) -> dict[str, Any]:
+        return Figures(
+            requests=self.requests,
+            responses=self.responses,
+            answers=len(self.seen),
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            failures=dict(sorted(self.failures.items())),
+            cost_of_tokens=round(cost(price, self.prompt_tokens, self.completion_tokens, 0.0), 6),
+        ).model_dump()
+
+
+def _keep(folder: Path, meters: Mapping[str, Meter], before: Mapping[str, Facts]) -> None:
+    """Write run-speed.json, where anything was asked."""
+    if not any(meter.requests for meter in meters.values()):
+        return
+    found = {name: _facts(meter, before.get(name)).model_dump() for name, meter in meters.items()}
+    with atomic(folder / SPEED) as file:
+        file.write(canonical_json(found) + b"\n")
+
+
+def _facts(meter: Meter, before: Facts | None) -> Facts:
+    seconds = max(meter.seconds + (before.seconds if before else 0.0), 1e-3)
+    requests = meter.requests + (before.requests if before else 0)
+    completion_tokens = meter.completion_tokens + (before.completion_tokens if before else 0)
+    return Facts(
+        requests=requests,
+        answers=meter.answers + (before.answers if before else 0),
+        seconds=seconds,
+        requests_per_second=requests / seconds,
+        tokens_per_second=completion_tokens / seconds,
+        prompt_tokens=meter.prompt_tokens + (before.prompt_tokens if before else 0),
+        cached_tokens=meter.cached_tokens + (before.cached_tokens if before else 0),
+        completion_tokens=completion_tokens,
+        finish_reasons=dict(meter.finish_reasons + Counter(before.finish_reasons if before else {})),
+        failures=dict(meter.failures + Counter(before.failures if before else {})),
+        cost=meter.cost + (before.cost if before else 0.0),
+    )
+
+
+def measured(folder: Path) -> dict[str, Facts]:
+    """What was measured of each teacher, by its name; empty where nothing was asked for this result, or by an earlier version."""
+    try:
+        found = strict_json((folder / SPEED).read_bytes())
+        return {name: Facts.model_validate(facts) for name, facts in found.items()}
+    except (OSError, ValueError, AttributeError):  # no part of the result: without it only its figures are missing
+        return {}
+
+
+def figures(manifest: Manifest) -> dict[str, Figures]:
+    """What came of each teacher's requests, by its name; empty for a result of an earlier version."""
+    found: Any = manifest.details.get("teachers", {})
+    try:
+        return {str(name): Figures.model_validate(one) for name, one in found.items()}
+    except (ValueError, AttributeError):
+        return {}
+
+
+def answers(
+    rows: Sequence[Prompt], *, responses: Path, meters: dict[str, Meter] | None = None, **settings: Any
+) -> Iterator[Response | Drop]:
+    """Ask the teachers about any prompts, through the store in ``responses``; one row a request, in the order of the prompts.
+
+    ``meters`` is filled with what was asked of each teacher. Raises InputError and RunError as ``sample`` does.
+    """
+    yield from ask(resolve(**settings), lambda: rows, responses, total=len(rows), meters=meters)
+
+
+@dataclass
+class ToAsk:
+    """What one teacher would be asked: distinct requests in the store and to ask, and what the latter would take.
+
+    ``prompt_tokens`` are exact where ``counted``, else a token is taken for every CHARACTERS_A_TOKEN characters. ``completion_tokens`` is
+    what to expect: for ``foreseen`` requests the mean of this teacher's answers in the store, ``max_tokens`` for each of the others.
+    Recorded completions take nothing.
+    ``most`` is what the largest single request can take, as the budget sets it aside: tokens read, and written.
+    """
+
+    stored: int = 0
+    to_ask: int = 0
+    prompt_tokens: int = 0
+    counted: bool = False
+    completion_tokens: int = 0
+    completion_tokens_at_most: int = 0
+    foreseen: int = 0
+    most: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
 class Pending:
-    """What asking would take: distinct requests in the store and to ask, and for the latter the prompts' characters and ``max_tokens``."""
+    """What asking would take, by the teachers' names."""
 
-    stored: int
-    to_ask: int
-    prompt_characters: int
-    completion_tokens_at_most: int
+    teachers: dict[str, ToAsk]
 
+    @property
+    def stored(self) -> int:
+        """Distinct requests that the store answers."""
+        return sum(one.stored for one in self.teachers.values())
 
-def sample(
-    job: Job,
-    *,
-    teacher: TeacherSettings,
-    n: Annotated[int, Field(ge=1)] = 1,
-    temperature: Annotated[float, Field(ge=0)] = 0.0,
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0,
-    max_tokens: Annotated[int, Field(ge=1)] = 256,
-    stop: Sequence[str] = (),
-    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0,
-    regex: str | None = None,
-    sampling: dict[str, JsonValue] | None = None,
-    chunk: Annotated[int, Field(ge=1)] = 256,
-    price: Price | None = None,
-    prompt: Annotated[Path | None, From("task.prompt")] = None,
-    labels: Annotated[list[str] | None, From("task.labels")] = None,
-) -> Generator[Response | Drop, None, Totals]:
-    """Ask the teacher about every prompt.
-
-    ``stop``: texts that end an answer. ``regex``: what answers must look like, where ``{labels}`` stands for any label of the task.
-    ``sampling``: further sampling parameters of the backend (``top_k``, ``min_p``, ``repetition_penalty`` ..). ``chunk``: how many
-    requests are asked, and committed, together. ``price``: what asking costs, for the plan.
-
-    Raises InputError for settings and templates that cannot be used, RunError where the teacher fails.
-    """
-    settings: Settings = {
-        "teacher": teacher,
-        "n": n,
-        "temperature": temperature,
-        "top_p": top_p,
-        "max_tokens": max_tokens,
-        "stop": stop,
-        "seed": seed,
-        "regex": regex,
-        "sampling": sampling,
-        "chunk": chunk,
-        "price": price,
-        "prompt": prompt,
-        "labels": labels,
-    }
-    asking = _asking(settings)
-    if asking.template is not None:
-        write_json(job.folder / TEMPLATES, prompts.snapshot(asking.template))
-    folder = job.inputs["ingest"]
-    wanted = n * sum(file.rows or 0 for file in outputs.row_files(folder))
-    answered = failed = prompt_tokens = completion_tokens = 0
-    asked = Asked()
-    with bar("sample", wanted, "requests") as advance:
-        for row in _answers(asking, outputs.read(folder, Prompt), job.responses, asked):
-            if isinstance(row, Drop):
-                failed += 1
-            else:
-                answered += 1
-                prompt_tokens += row.prompt_tokens
-                completion_tokens += row.completion_tokens
-            yield row
-            advance()
-    if asked.requests:
-        with atomic(job.folder / SPEED) as file:
-            file.write(canonical_json({"requests_per_second": asked.requests / max(asked.seconds, 1e-3)}) + b"\n")
-    details: dict[str, object] = {
-        "teacher": asking.identity,
-        "sampling": asking.sampling,
-        "seed": seed,
-        "responses": answered,
-        "failures": failed,
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-    }
-    return Totals(rows_in=wanted, details=details)
-
-
-def answers(
-    rows: Iterable[Prompt], *, responses: Path, asked: Asked | None = None, **settings: Unpack[Settings]
-) -> Iterator[Response | Drop]:
-    """Ask the teacher about any prompts, through the store in ``responses``; one row a sample, in the order of the prompts.
-
-    ``asked`` is filled with what was asked. Raises InputError and RunError as ``sample`` does; what was answered before stays in the store.
-    """
-    yield from _answers(_asking(settings), rows, responses, Asked() if asked is None else asked)
+    @property
+    def to_ask(self) -> int:
+        """Distinct requests that would be asked."""
+        return sum(one.to_ask for one in self.teachers.values())
 
 
 def pending(rows: Iterable[Prompt], *, settings: Mapping[str, Any], responses: Path) -> Pending:
-    """What ``answers`` would find in the store and what it would have to ask. Loads and asks nothing; needs no lock."""
-    asking = _asking(settings)
-    known = stored_keys(responses)
-    seen: set[bytes] = set()
-    stored = to_ask = characters = 0
-    for row in rows:
-        for request in _requests(asking, row):
-            key = bytes.fromhex(request.key)
-            if key in seen:
-                continue
-            seen.add(key)
-            if key in known:
-                stored += 1
-                continue
-            to_ask += 1
-            if request.messages is not None:
-                characters += sum(len(message.content) for message in request.messages.messages)
-                characters += len(request.messages.assistant_prefix)
-    return Pending(stored, to_ask, characters, to_ask * settings["max_tokens"])
+    """What ``answers`` would find in the store and what it would have to ask. Starts no teacher and asks nothing; needs no lock.
 
-
-def check(settings: Mapping[str, Any]) -> Template | None:
-    """Everything about the settings that can be checked before a teacher is there; the prompt template. Raises InputError."""
-    return _asking(settings, identity={}).template
-
-
-def request_of(
-    prompt: Prompt,
-    template: Template | None,
-    settings: Mapping[str, Any],
-    identity: Mapping[str, JsonValue],
-    index: int,
-) -> tuple[dict[str, JsonValue], str]:
-    """The prompt as it was sent, and its request's key, from what a finished stage left on disk.
-
-    ``settings`` are those of its manifest, ``identity`` the teacher's as the manifest has it, ``index`` the sample's number.
+    Prompts are counted with the teacher's own tokenizer, where it has one here; 16 bytes are held for each distinct request. Raises
+    InputError as ``resolve`` does.
     """
-    recorded = settings["teacher"]["backend"] == "replay"
-    labels = settings.get("labels")
-    sent = _sent(prompt, None if recorded or template is None else _messages(prompt, template, labels))
-    key = request_key(
-        identity=digest(dict(identity)),
-        prompt=digest(sent),
-        sampling=sampling_of(settings),
-        seed=settings["seed"] + index,
-        sample=index,
-    )
-    return sent, key
+    asking = resolve(**settings)
+    known = Answered(responses)
+    found = {respondent.name: ToAsk() for respondent in asking.respondents}
+    counters: dict[str, Callable[[Request], int] | None] = {}
+    wanted: Counter[tuple[str, str, bytes]] = Counter()
+    seen: set[bytes] = set()
+    counted = ("", "", 0)  # the samples of one prompt are counted once
+    with bar("plan", None, "prompts counted") as advance:
+        for row in rows:
+            for respondent, request in all_requests(asking, row):
+                family = bytes.fromhex(request.family)
+                if family in seen:
+                    continue
+                seen.add(family)
+                mine = found[respondent.name]
+                if known.has(request.family, asking.max_tokens):
+                    mine.stored += 1
+                    continue
+                mine.to_ask += 1
+                if counted[:2] != (respondent.name, request.prompt_digest):
+                    if respondent.name not in counters:
+                        assert respondent.settings is not None
+                        counters[respondent.name] = teachers.counter(respondent.settings)
+                    counted = (respondent.name, request.prompt_digest, _length(request, counters[respondent.name]))
+                bound = counted[2] if counters[respondent.name] is not None else prompt_bound(request, None)
+                read, written = at_most(request, bound)
+                mine.most = (max(mine.most[0], read), max(mine.most[1], written))
+                mine.prompt_tokens += counted[2]
+                if respondent.recorded:
+                    mine.foreseen += 1
+                    continue
+                mine.completion_tokens_at_most += request.max_tokens
+                wanted[respondent.name, respondent.digest, _shape(request.sampling, rough=bool(row.choices))] += 1
+            advance()
+    lengths = _lengths(responses, asking.max_tokens, {key[1:] for key in wanted})
+    for (name, identity, shape), requests in wanted.items():
+        mean = lengths.get((identity, shape), lengths.get((identity, b"")))
+        found[name].foreseen += 0 if mean is None else requests
+        found[name].completion_tokens += round(requests * (asking.max_tokens if mean is None else mean))
+    for respondent in asking.respondents:
+        found[respondent.name].counted = respondent.recorded or counters.get(respondent.name) is not None
+    return Pending(found)
 
 
-@dataclass(frozen=True)
-class _Asking:
-    """The settings, checked and resolved."""
-
-    teacher: TeacherSettings
-    name: str
-    identity: dict[str, JsonValue]
-    n: int
-    seed: int
-    chunk: int
-    sampling: dict[str, JsonValue]
-    template: Template | None
-    labels: list[str] | None
-    identity_digest: str
-    template_text: str
+def _length(request: Request, count: Callable[[Request], int] | None) -> int:
+    if count is not None:
+        return count(request)
+    if request.messages is None:
+        return 0
+    texts = [message.content for message in request.messages.messages] + [request.messages.assistant_prefix]
+    return -(-sum(map(len, texts)) // CHARACTERS_A_TOKEN)
 
 
-def _asking(settings: Mapping[str, Any], identity: dict[str, JsonValue] | None = None) -> _Asking:
-    teacher: TeacherSettings = settings["teacher"]
-    path: Path | None = settings["prompt"]
-    recorded = isinstance(teacher, teachers.Replay)
-    if path is None and not recorded:
-        raise InputError(f"task.prompt: missing; the backend {teacher.backend} needs a prompt template")
-    if settings["n"] > 1 and settings["temperature"] == 0 and not recorded:
-        raise InputError("stages.sample.n: at temperature 0 all samples are the same; set a temperature, or n: 1")
-    if any(not text for text in settings["stop"]):
-        raise InputError("stages.sample.stop: an empty text stops everything; remove it")
-    identity = teachers.identity(teacher) if identity is None else identity
-    template = None if path is None else prompts.load(path)
-    return _Asking(
-        teacher=teacher,
-        name=teachers.name(teacher),
-        identity=identity,
-        n=settings["n"],
-        seed=settings["seed"],
-        chunk=settings["chunk"],
-        sampling=sampling_of(settings),
-        template=template,
-        labels=settings["labels"],
-        identity_digest=digest(identity),
-        template_text="" if template is None else prompts.text_of(template),
-    )
+def _shape(sampling: Mapping[str, JsonValue], *, rough: bool) -> bytes:
+    """What of the sampling parameters answers of like length have in common; ``rough`` where labels are each row's own."""
+    shape = {name: value for name, value in sampling.items() if name != "max_tokens"}
+    structured = shape.get("structured")
+    if rough:
+        shape["structured"] = [*sorted(structured)] if isinstance(structured, dict) else None
+        shape.pop("soft_labels", None)
+    return canonical_json({"rough": rough, **shape})
 
 
-def sampling_of(settings: Mapping[str, Any]) -> dict[str, JsonValue]:
-    """Every sampling parameter, in one fixed shape. Raises InputError."""
-    further = dict(settings["sampling"] or {})
-    for name in further:
-        if name in SETTINGS_OF_SAMPLE:
-            raise InputError(f"stages.sample.sampling.{name}: set stages.sample.{name} instead")
-    return {
-        "temperature": float(settings["temperature"]),
-        "top_p": float(settings["top_p"]),
-        "max_tokens": settings["max_tokens"],
-        "stop": list(settings["stop"]),
-        "regex": _regex(settings["regex"], settings.get("labels")),
-        **further,
-    }
+def _lengths(responses: Path, max_tokens: int, wanted: set[tuple[str, bytes]]) -> dict[tuple[str, bytes], float]:
+    """The mean length of the answers in the store by teacher and shape, and of all of a teacher's by an empty shape.
+
+    Left out are answers whose length the backend did not know, and those that were cut at fewer tokens than are allowed now; of longer
+    ones ``max_tokens`` count.
+    """
+    identities = {identity for identity, _ in wanted}
+    sums: dict[tuple[str, bytes], list[int]] = {}
+    if not identities:
+        return {}
+    with bar("plan", None, "stored answers read") as advance:
+        for _, _, record in read_store(responses):
+            advance()
+            cut = record.finish_reason == "length" and record.max_tokens < max_tokens
+            if record.identity not in identities or not record.completion_tokens or cut:
+                continue
+            shapes = {(record.identity, _shape(record.sampling, rough=rough)) for rough in (False, True)} & wanted
+            for place in {(record.identity, b""), *shapes}:
+                found = sums.setdefault(place, [0, 0])
+                found[0] += min(record.completion_tokens, max_tokens)
+                found[1] += 1
+    return {place: tokens / answers for place, (tokens, answers) in sums.items()}
 
 
-def _regex(regex: str | None, labels: list[str] | None) -> str | None:
-    if regex is None:
-        return None
-    if LABELS in regex:
-        if not labels:
-            raise InputError(f"stages.sample.regex: {LABELS} needs task.labels, which the task does not have")
-        # Only what has a meaning in a regular expression is escaped: the engines know fewer escapes than Python does.
-        choices = "|".join(re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", label) for label in labels)
-        regex = regex.replace(LABELS, f"({choices})")
-    try:
-        re.compile(regex)
-    except re.error as error:
-        raise InputError(f"stages.sample.regex: {plain(str(error))}; not a regular expression") from None
-    return regex
+def proof(prompt: Prompt, folder: Path, manifest: Manifest, number: int) -> tuple[dict[str, JsonValue], str, str]:
+    """The prompt as it was sent for a row's response ``number``, its request's family and key, from what a finished stage left on disk."""
+    template = prompts.read_snapshot(folder / TEMPLATES) if (folder / TEMPLATES).is_file() else None
+    few_shot = manifest.settings.get("few_shot")
+    examples = shots.read_snapshot(folder / SHOTS, few_shot) if isinstance(few_shot, dict) else None
+    asking = from_manifest(manifest.settings, manifest.identities, template, examples)
+    _, request = list(all_requests(asking, prompt))[number]
+    return sent_of(prompt, request.messages), request.family, request.key
 
 
-def _messages(prompt: Prompt, template: Template, labels: list[str] | None) -> prompts.Messages:
-    return prompts.render(template, prompt.columns, labels=labels, choices=prompt.choices, source=prompt.source)
+def identities(settings: Mapping[str, Any]) -> dict[str, dict[str, JsonValue]]:
+    """Each teacher's identity, as it resolves now, by the name it has in a manifest."""
+    return {TEACHER + teachers.name(one): teachers.identity(one) for one in settings["teacher"]}
 
 
-def _sent(prompt: Prompt, messages: prompts.Messages | None) -> dict[str, JsonValue]:
-    """What the request's key holds of the prompt; recorded completions go by the row's id."""
-    return {"id": prompt.id, "input": prompt.input} if messages is None else messages.model_dump(mode="json")
-
-
-def _requests(asking: _Asking, prompt: Prompt) -> Iterator[Request]:
-    """The n requests of one prompt."""
-    recorded = isinstance(asking.teacher, teachers.Replay)
-    messages = None
-    if not recorded:
-        assert asking.template is not None
-        messages = _messages(prompt, asking.template, asking.labels)
-    sent = digest(_sent(prompt, messages))
-    row_texts = () if recorded else tuple(_texts([prompt.columns, prompt.choices]))
-    for index in range(asking.n):
-        seed = asking.seed + index
-        key = request_key(
-            identity=asking.identity_digest, prompt=sent, sampling=asking.sampling, seed=seed, sample=index
-        )
-        yield Request(key, prompt.id, sent, index, seed, messages, row_texts, asking.template_text)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text inside a row's columns."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-
-
-def _answers(asking: _Asking, rows: Iterable[Prompt], responses: Path, asked: Asked) -> Iterator[Response | Drop]:
-    waiting: list[tuple[Prompt, Request]] = []  # in the order of the prompts
-    missing: dict[str, Request] = {}  # those of them that must be asked; equal requests once
-    failures: dict[str, Failure] = {}
-    total = 0
-    with ExitStack() as stack:
-        store = stack.enter_context(open_store(responses))
-        connection: Teacher | None = None
-
-        def settle() -> Iterator[Response | Drop]:
-            """Ask what is missing, commit it, and give everything that waits."""
-            nonlocal connection
-            if missing:
-                if connection is None:
-                    if asking.teacher.backend == "vllm":
-                        say_line(f"sample: starting the teacher ({plain(asking.name)})")
-                    connection = stack.enter_context(teachers.connect(asking.teacher, asking.sampling))
-                began = time.monotonic()
-                failures.update(_ask(asking, connection, list(missing.values()), store))
-                asked.seconds += time.monotonic() - began
-                asked.requests += len(missing)
-                missing.clear()
-            for prompt, request in waiting:
-                yield _row(asking, prompt, request, store, failures)
-            waiting.clear()
-
-        for prompt in rows:
-            for request in _requests(asking, prompt):
-                total += 1
-                waiting.append((prompt, request))
-                if request.key not in store and request.key not in failures:
-                    missing[request.key] = request
-                if len(missing) == asking.chunk or len(waiting) >= asking.chunk * WINDOW:
-                    yield from settle()
-        yield from settle()
-    known = total - asked.requests
-    say_line(f"sample: {asked.requests:,} of {total:,} requests asked, {known:,} answered from the response store")
-
-
-def _ask(asking: _Asking, connection: Teacher, requests: list[Request], store: Store) -> dict[str, Failure]:
-    """Ask one chunk and commit the answers; the failures."""
-    results = connection(requests)
-    identity = store.add_teacher(asking.identity)
-    answered, failures = [], {}
-    for request, result in zip(requests, results, strict=True):
-        if isinstance(result, Answer):
-            answered.append(_stored(asking, identity, request, result))
-        else:
-            failures[request.key] = result
-    store.append(answered)
-    return failures
-
-
-def _stored(asking: _Asking, identity: str, request: Request, answer: Answer) -> Stored:
-    return Stored(
-        key=request.key,
-        teacher=asking.name,
-        identity=identity,
-        prompt=request.prompt_digest,
-        sampling=asking.sampling,
-        seed=request.seed,
-        sample=request.sample,
-        text=answer.text,
-        finish_reason=answer.finish_reason,
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
-    )
-
-
-def _row(
-    asking: _Asking, prompt: Prompt, request: Request, store: Store, failures: Mapping[str, Failure]
-) -> Response | Drop:
-    name = f"{prompt.id}#{request.sample}"
-    stored = store.get(request.key)
-    if stored is None:
-        failure = failures[request.key]
-        return Drop(id=name, reason=failure.reason, evidence={"source": prompt.source, **failure.evidence})
-    return Response(
-        id=name,
-        prompt=prompt.id,
-        sample=request.sample,
-        request=request.key,
-        teacher=asking.name,
-        text=stored.text,
-        finish_reason=stored.finish_reason,
-        prompt_tokens=stored.prompt_tokens,
-        completion_tokens=stored.completion_tokens,
-        input=prompt.input,
-        gold=prompt.gold,
-        choices=prompt.choices,
-    )
+def check(settings: Mapping[str, Any]) -> Asking:
+    """Everything about the settings that can be checked before a teacher is there; what would be asked. Raises InputError."""
+    return resolve({}, **settings)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline import decontaminate, dedup, evaluate, ingest, parse, quality, sample, shard, teachers, train
+from pipeline import decontaminate, dedup, evaluate, ingest, judge, parse, quality, requests, sample, shard, train
 from pipeline.records import Example, Prediction, Prompt, Record, Response, Trained, TrainingRow
 
 
@@ -31,17 +31,23 @@ class Stage:
     what: str
     per_row: bool = False
     optional: bool = False  # may be switched off in stages.yaml with 'name: false'
+    on: bool = True  # runs even where stages.yaml does not name it
+    adds: tuple[
+        str, ...
+    ] = ()  # fields that it sets in rows which otherwise stay as they were read; for a job that judges
     units: Callable[[Mapping[str, Any]], int] = lambda settings: 1  # how many units one row read is
     stands_for: Callable[[Any], int] = lambda row: 1  # how many units that came in a written row stands for
+    schema: Callable[..., Any] | None = None  # whose keyword-only parameters are the settings; None: the function's own
     prefix: Callable[[Any], str] = lambda row: "part"  # which row file a written row goes to
     check: Callable[[Mapping[str, Any]], object] = lambda settings: (
         None
     )  # what can be found wrong beyond single settings
     identities: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda settings: {}  # models used, as they resolve now
 
-
-def _teacher(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {"teacher": teachers.identity(settings["teacher"])}
+    @property
+    def settings(self) -> Callable[..., Any]:
+        """The function whose keyword-only parameters are the stage's settings."""
+        return self.schema or self.function
 
 
 STAGES = {
@@ -51,11 +57,11 @@ STAGES = {
         Stage(
             "sample", "job", sample.sample, ("ingest",), Prompt, Response, 1, "requests",
             "ask the teacher (n samples per prompt); every response goes to the response store before it counts",
-            check=sample.check, identities=_teacher,
+            schema=requests.resolve, check=sample.check, identities=sample.identities,
         ),
         Stage(
-            "parse", "map", parse.parse, ("sample",), Response, Example, 1, "responses",
-            "label and rationale out of the text; vote over the samples",
+            "parse", "map", parse.parse, ("sample",), Response, Example, 2, "responses",
+            "label and rationale out of the text; vote over teachers and samples",
             check=lambda settings: parse.parse((), **settings), stands_for=lambda example: len(example.votes),
         ),
         Stage(
@@ -67,8 +73,14 @@ STAGES = {
             "drop what overlaps an eval set, with the evidence", per_row=True, optional=True,
         ),
         Stage(
-            "quality", "filter", quality.quality, ("decontaminate",), Example, Example, 1, "examples",
+            "judge", "job", judge.judge, ("decontaminate",), Example, Example, 1, "examples",
+            "optional: a teacher scores each example from 1 to 5 by a rubric", optional=True, on=False, adds=("judgement",),
+            schema=judge.resolve, check=judge.check, identities=judge.identities,
+        ),
+        Stage(
+            "quality", "filter", quality.quality, ("judge",), Example, Example, 1, "examples",
             "ordered list of filters", per_row=True, optional=True,
+            check=lambda settings: quality.quality((), **settings),
         ),
         Stage(
             "shard", "map", shard.shard, ("quality",), Example, TrainingRow, 1, "tasks",
@@ -83,18 +95,32 @@ STAGES = {
         Stage(
             "evaluate", "job", evaluate.evaluate, ("shard", "train"), None, Prediction, 1, "predictions",
             "student beside teacher and baselines", optional=True,
-            identities=lambda settings: _teacher(settings["sample"]),
+            identities=lambda settings: sample.identities(settings["sample"]),
         ),
     )
 }  # fmt: skip
 
 NOT_IN_KEY: dict[str, str] = {
-    "sample.chunk": "how many prompts are submitted at once changes when answers come, not what was asked",
-    "sample.price": "what asking costs changes no answer",
+    "sample.chunk": "how many answers are committed together changes nothing in them",
+    "sample.teacher.price": "what asking costs changes no answer",
+    "sample.teacher.restarts": "how many deaths of the engine are borne changes no answer",
+    "sample.budget": "it says when to stop, and a stage that was stopped has no result",
+    "sample.engine": "where the teacher runs changes no request",
+    "sample.workers": "as sample.engine",
+    "sample.ray": "as sample.engine",
+    "judge.chunk": "as sample.chunk",
+    "judge.teacher.price": "as sample.teacher.price",
+    "judge.teacher.restarts": "as sample.teacher.restarts",
+    "judge.budget": "as sample.budget",
     "train.checkpoint_seconds": "how often an unfinished training is saved changes nothing in a finished one",
     "train.report_to": "where figures are sent besides",
     "evaluate.sample.chunk": "as sample.chunk",
-    "evaluate.sample.price": "as sample.price",
+    "evaluate.sample.teacher.price": "as sample.teacher.price",
+    "evaluate.sample.teacher.restarts": "as sample.teacher.restarts",
+    "evaluate.sample.budget": "as sample.budget",
+    "evaluate.sample.engine": "as sample.engine",
+    "evaluate.sample.workers": "as sample.engine",
+    "evaluate.sample.ray": "as sample.engine",
 }
 """Settings that a stage's key leaves out, each with its reason. Also left out everywhere: the paths of input files (their content
 counts, not where it lies), package versions and hardware (a run that must not be shared between them has its own run folder), and

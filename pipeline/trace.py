@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import outputs, responses
+from pipeline import judge, outputs, responses
 from pipeline.files import InputError, RunError, plain
-from pipeline.prompts import read_snapshot
-from pipeline.records import Prompt, Response
-from pipeline.sample import TEMPLATES, request_of
+from pipeline.records import Example, Prompt, Response
+from pipeline.sample import TEMPLATES, proof
 from pipeline.stages import STAGES
 
 SHORTEST = 4  # characters that an id may be shortened to
@@ -51,6 +50,8 @@ def trace(run: Path, name: str) -> list[Event]:
                 events.append(Event(stage, "dropped" if dropped else "kept", f"{path}:{number}", found))
                 if stage == "sample" and not dropped:
                     events += _stored(run, folder, found)
+                if stage == "judge" and found.get("judgement") is not None:
+                    events += _judged(run, folder, found)
     return events
 
 
@@ -102,23 +103,39 @@ def _belongs(found: dict[str, Any], row: str) -> bool:
 
 def _stored(run: Path, folder: Path, found: dict[str, Any]) -> list[Event]:
     """The response store's own record of a response, and the prompt that it answered, proved by the request's key."""
-    events = []
     response = Response.model_validate(found)
     prompt = _prompt(run, response.prompt)
-    if prompt is not None:
-        manifest = outputs.read_manifest(folder)
-        template = read_snapshot(folder / TEMPLATES) if (folder / TEMPLATES).is_file() else None
-        sent, key = request_of(prompt, template, manifest.settings, manifest.identities["teacher"], response.sample)
-        proof = (
-            "its key is the request's"
-            if key == response.request
-            else "its key is NOT the request's: template or row changed"
-        )
-        events.append(Event("sample", "prompt", f"{folder / TEMPLATES} ({proof})" if template else proof, sent))
-    for path, number, record in responses.read_store(run / "responses"):
-        if record.key == response.request:
-            events.append(Event("sample", "stored", f"{path}:{number}", record.model_dump(mode="json")))
-    return events
+    number = int(response.id.rpartition("#")[2])
+    asked = proof(prompt, folder, outputs.read_manifest(folder), number) if prompt is not None else None
+    return _proved(run, "sample", folder, response.request, asked)
+
+
+def _judged(run: Path, folder: Path, found: dict[str, Any]) -> list[Event]:
+    """The same for a judgement."""
+    example = Example.model_validate(found)
+    assert example.judgement is not None
+    asked = judge.proof(example, folder, outputs.read_manifest(folder))
+    return _proved(run, "judge", folder, example.judgement.request, asked)
+
+
+def _proved(
+    run: Path, stage: str, folder: Path, request: str, asked: tuple[dict[str, Any], str, str] | None
+) -> list[Event]:
+    """What was ``asked`` (the prompt as it was sent, the request's family and key), and the answer in the store."""
+    records = [
+        (f"{path}:{number}", record)
+        for path, number, record in responses.read_store(run / "responses")
+        if record.key == request
+    ]
+    families = {record.family for _, record in records}  # an answer may serve a request that only allows more tokens
+    events = []
+    if asked is not None:
+        sent, family, key = asked
+        proven = request == key or family in families
+        said = "its key is the request's" if proven else "its key is NOT the request's: template or row changed"
+        shown = (folder / TEMPLATES).is_file()
+        events.append(Event(stage, "prompt", f"{folder / TEMPLATES} ({said})" if shown else said, sent))
+    return events + [Event(stage, "stored", place, record.model_dump(mode="json")) for place, record in records]
 
 
 def _prompt(run: Path, row: str) -> Prompt | None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.records import Example, Response
+from pipeline.records import Example, Judgement, Response, Vote
 
 
 def example(id: str = "r1", **fields: Any) -> Example:
@@ -19,6 +19,17 @@ def example(id: str = "r1", **fields: Any) -> Example:
         "choices": None,
     }
     return Example(**(given | fields))
+
+
+def votes(*labels: str) -> list[Vote]:
+    return [
+        Vote(response=f"r1#{n}", request=f"request-{n}", teacher="a teacher", label=label)
+        for n, label in enumerate(labels)
+    ]
+
+
+def judgement(score: int = 4, reason: str = "It names what decides.") -> Judgement:
+    return Judgement(score=score, reason=reason, judge="a judge", request="request-j")
 
 
 def response(text: str, prompt: str = "r1", sample: int = 0, **fields: Any) -> Response:

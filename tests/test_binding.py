@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.binding import Call, Calls, From, InputPath, Problem, bind, located
+from pipeline.binding import Call, Calls, From, InputPath, Problem, bind, check, located
+from pipeline.teachers import Teachers
 
 
 class Teacher(BaseModel):
@@ -116,6 +117,50 @@ def test_any_value_is_either_bound_or_named(value: object) -> None:
         bound(value)
     except Problem as found:
         assert "\n" not in str(located(found, "", "stages.yaml", {(): 1}))
+
+
+NAMES = st.sampled_from(
+    ["backend", "model", "modle", "base_url", "share", "price", "hour", "completions", "engine", "vllm"]
+)
+VALUES = st.recursive(
+    st.sampled_from([None, 1, 0.5, -1, "vllm", "server", "replay", "http://127.0.0.1", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+TEACHER = st.builds(
+    lambda backend, others: {"backend": backend, **others},
+    st.sampled_from(["vllm", "server", "x"]),
+    st.dictionaries(NAMES, VALUES, max_size=4),
+)
+
+
+@given(TEACHER | st.lists(TEACHER, max_size=3) | VALUES)
+def test_a_problem_inside_one_of_several_models_is_named_by_the_users_own_keys(value: object) -> None:
+    try:
+        check(Teachers, value, folder=Path("/project"), where=("teacher",))
+    except Problem as found:
+        *steps, last = found.where
+        here = {"teacher": value}
+        for step in steps:
+            here = here[step]  # type: ignore[assignment,index]
+        if "field required" not in found.message:
+            here[last]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_suggestion_is_one_of_the_named_models_settings(wrapped: bool) -> None:
+    def message(teacher: dict) -> str:
+        with pytest.raises(Problem) as caught:
+            check(Teachers, [teacher] if wrapped else teacher, folder=Path("/project"), where=("teacher",))
+        assert caught.value.where[:-1] in {("teacher", 0), ("teacher",), ("teacher", 0, "price"), ("teacher", "price")}
+        return caught.value.message
+
+    server = {"backend": "server", "model": "m", "base_url": "http://127.0.0.1"}
+    assert message({**server, "base_ulr": "x"}) == "unknown setting; did you mean 'base_url'?"
+    assert "base_url" not in message({"backend": "vllm", "model": "m", "base_ulr": "x"})
+    assert message({**server, "price": {"hours": 1}}) == "unknown setting; did you mean 'hour'?"
 
 
 def test_a_located_problem_has_line_name_and_no_control_characters() -> None:

@@ -1,11 +1,13 @@
 """The command line as a user meets it: what it prints, and its exit codes."""
 
+import itertools
 import json
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from tests.chat_server import Reply, chat_server, completion, hearing
 
 COMMAND = [str(Path(sys.executable).with_name("stepdistill"))]
-COMMANDS = ["init", "check", "plan", "run", "status", "show", "trace", "audit", "train", "evaluate", "report"]
+COMMANDS = "init check plan run status show trace audit train evaluate report responses".split()
 
 
 def call(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -80,13 +82,52 @@ def test_plan_names_the_changed_field_and_asks_the_teacher_nothing(project: Path
     assert "teacher: nothing to ask" in shown
 
 
+def asked_of_a_server(project: Path, url: str, more: str = "") -> None:
+    """The small project with a server, of 4 requests at once, as its teacher; ``more``: further settings of it."""
+    (project.parent / "prompt.jinja").write_text("{% block user %}{{ text }}{% endblock %}")
+    teacher = f"{{backend: server, base_url: '{url}', model: m, concurrency: 4, {more}}}\n    max_tokens: 30"
+    settings = project.read_text().replace("{backend: replay, completions: completions.jsonl}", teacher)
+    project.write_text(settings.replace("  labels:", "  prompt: prompt.jinja\n  labels:"))
+
+
 def test_plan_reckons_the_cost_and_a_price_changes_no_key(project: Path) -> None:
-    priced = ["--set", "sample.price={completion_tokens: 1000}"]
-    shown = call(project, "plan", *priced).stdout
-    assert f"cost: at most {29 * 256 * 1000 / 1e6:.2f} at the prices" in shown
-    call(project, "run")
-    planned = json.loads(call(project, "plan", "--json", *priced).stdout)
+    """Then the run says what it took, and a plan expects as much of what is asked next."""
+    with chat_server(lambda _: completion("It speaks of this and that. So the answer is food.")) as chat:
+        asked_of_a_server(project, chat.url, "name: '[bold]m', price: {completion_tokens: 1000}")
+        shown = call(project, "plan", "--set", "sample.budget={usd: 0.1}").stdout
+        assert re.search(r"\[bold\]m +29 +0 +about \d+ +at most 870 +not known +about 0\.87", shown)
+        assert "cost: about 0.87, at most 0.87 at the prices of stages.sample.teacher.price" in shown
+        assert "budget: 0.1 usd hold about 3 of the 29 requests; 10 runs" in shown
+        ran = call(project, "run").stdout
+        assert re.search(r"\[bold\]m +29 +29 +203 +319 +[\d,]+ +0\.319 *\n", ran)
+    project.write_text(project.read_text().replace("completion_tokens: 1000", "completion_tokens: 7"))
+    planned = json.loads(call(project, "plan", "--json").stdout)
     assert not any(stage["runs"] for stage in planned["stages"])
+    project.write_text(project.read_text().replace("max_tokens: 30", "max_tokens: 31\n    seed: 1"))
+    found = json.loads(call(project, "plan", "--json").stdout)["teacher"]
+    assert (found["to_ask"], found["completion_tokens"], found["completion_tokens_at_most"]) == (29, 29 * 11, 29 * 31)
+    assert found["teachers"][0]["teacher"] == "[bold]m"
+    assert found["cost"] == pytest.approx(29 * 11 * 7 / 1e6)
+    assert found["seconds"] > 0
+
+
+def test_a_budget_that_is_used_up_is_one_line_and_exit_code_1(project: Path) -> None:
+    with chat_server(lambda _: completion("It speaks of this and that. So the answer is food.")) as chat:
+        asked_of_a_server(project, chat.url)
+        stopped = call(project, "run", "--set", "sample.budget={tokens: 500}")
+        asked = len(chat.requests)
+        assert (stopped.returncode, stopped.stdout) == (1, "")
+        assert 0 < asked * 18 <= 500
+        assert stopped.stderr.splitlines()[-1] == (
+            f"stepdistill: sample: the budget of 500 tokens does not hold another request; {asked} were asked now "
+            f"({asked * 18} tokens) and {asked} answers are in the response store; "
+            "run again to go on with a fresh budget, or raise stages.sample.budget"
+        )
+        assert json.loads(call(project, "plan", "--json").stdout)["teacher"]["stored"] == asked
+        done = call(project, "run", "--set", "sample.budget={tokens: 5000}")
+        assert done.returncode == 0
+        assert f"{29 - asked} of 29 requests asked, {asked} answered from the response store" in done.stderr
+        assert len(chat.requests) == 29
 
 
 @pytest.mark.parametrize(
@@ -155,11 +196,10 @@ def test_hostile_text_cannot_drive_the_terminal(project: Path) -> None:
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_goes_on_and_asks_nothing_twice(project: Path, stop: signal.Signals) -> None:
     """The teacher answers eight rows, then hangs; the run is stopped there, and a second one asks for the rest alone."""
-    hangs, asked_for_more, go_on = True, threading.Event(), threading.Event()
+    hangs, numbers, go_on = True, itertools.count(), threading.Event()
 
     def reply(body: dict[str, Any]) -> Reply:
-        if hangs and len(chat.requests) > 8:
-            asked_for_more.set()
+        if next(numbers) >= 8 and hangs:
             go_on.wait(60)
         return completion("It speaks of this and that. So the answer is food.")
 
@@ -169,7 +209,11 @@ def test_a_stopped_run_goes_on_and_asks_nothing_twice(project: Path, stop: signa
         settings = project.read_text().replace("{backend: replay, completions: completions.jsonl}", teacher)
         project.write_text(settings.replace("  labels:", "  prompt: prompt.jinja\n  labels:"))
         process = subprocess.Popen(hearing([*COMMAND, "run"]), cwd=project.parent, stderr=subprocess.PIPE, text=True)
-        assert asked_for_more.wait(60)
+        responses = project.parent / "runs/small/responses"
+        until = time.monotonic() + 60
+        while sum(path.read_bytes().count(b"\n") for path in responses.glob("segment-*.jsonl")) < 8:
+            assert process.poll() is None and not go_on.wait(0.02)
+            assert time.monotonic() < until
         process.send_signal(stop)
         _, told = process.communicate(timeout=60)
         if stop == signal.SIGINT:

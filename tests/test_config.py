@@ -60,7 +60,7 @@ def test_overrides_win_for_one_call(tmp_path: Path) -> None:
         write(tmp_path, GOOD), ["dedup.near=0.5", "sample.teacher.model=other/model", "quality.filters=[label_in_set]"]
     )
     assert config.stages["dedup"]["near"] == 0.5
-    assert config.stages["sample"]["teacher"].model == "other/model"
+    assert config.stages["sample"]["teacher"][0].model == "other/model"
     assert [call.name for call in config.stages["quality"]["filters"]] == ["label_in_set"]
 
 
@@ -98,7 +98,50 @@ def test_a_stage_can_be_switched_off_and_the_next_reads_past_it(tmp_path: Path) 
         ("gold: topic", "gold: 2020-01-02", "stages.yaml:8: 2020-01-02: dates and times must be put in quotes"),
         ("gold: topic", "gold: 3\n  5: x", "stages.yaml:9: 5: names must be text"),
         ("backend: vllm", "backend: vlm", "stages.yaml:13: stages.sample.teacher: "),
-        ("model: embedded", "modle: embedded", "stages.yaml:13: stages.sample.teacher"),
+        ("backend: vllm", "backend: vlm, name: x", "stages.yaml:13: stages.sample.teacher: input tag 'vlm'"),
+        (
+            "model: embedded",
+            "modle: embedded",
+            "stages.yaml:13: stages.sample.teacher.modle: unknown setting; did you mean 'model'?",
+        ),
+        (", model: embedded", "", "stages.yaml:13: stages.sample.teacher.model: field required"),
+        (
+            "teacher: {backend: vllm, model: embedded}",
+            "teacher:\n      - {backend: vllm, model: embedded}\n      - {backend: vllm, modle: m}",
+            "stages.yaml:15: stages.sample.teacher[1].modle: unknown setting; did you mean 'model'?",
+        ),
+        (
+            "teacher: {backend: vllm, model: embedded}",
+            "teacher:\n      - {backend: vllm, model: embedded}\n      - {backend: vllm,\n         model: m, price: {houre: 1}}",
+            "stages.yaml:16: stages.sample.teacher[1].price.houre: unknown setting; did you mean 'hour'?",
+        ),
+        (
+            "teacher: {backend: vllm, model: embedded}",
+            "teacher:\n      - {backend: vllm, model: embedded}\n      - {backend: vllm, model: embedded}",
+            "stages.yaml:15: stages.sample.teacher[1].name: embedded: two teachers have this name; set another",
+        ),
+        (
+            "teacher: {backend: vllm, model: embedded}",
+            "teacher:\n      - {backend: vllm, model: embedded, share: 0.4}\n      - {backend: vllm, model: m, share: 0.5}",
+            "stages.yaml:13: stages.sample.teacher: the shares add up to 0.9, so some rows would have no teacher",
+        ),
+        (
+            "teacher: {backend: vllm, model: embedded}",
+            "teacher: []",
+            "stages.yaml:13: stages.sample.teacher: list should",
+        ),
+        (
+            "test: {path: test.jsonl}",
+            "test: {path: test.jsonl, gold: text}",
+            "stages.yaml:10: eval_sets.test.gold: the prompt shows the column 'text', so the teacher would be told the answers",
+        ),
+        ("max_tokens: 64", "rationalise: true", "stages.yaml:14: stages.sample.rationalise: the prompt does not use"),
+        ("max_tokens: 64", "few_shot: {path: test.jsonl, k: 1}", "stages.yaml:14: stages.sample.few_shot: the prompt"),
+        (
+            "gold: topic",
+            "gold: text",
+            "stages.yaml:5: task.prompt: the prompt shows the column 'text', which is task.gold",
+        ),
         ("pattern: ", "# ", "stages.yaml:15: stages.parse.pattern: is missing"),
         ("(?P<label>", "(?P<lable>", "stages.yaml:15: stages.parse.pattern: "),
         ("(?P<label>", "(?P<label", "stages.yaml:15: stages.parse.pattern: "),

@@ -33,6 +33,8 @@ from pipeline.records import Drop, Prediction, TrainingRow
 from pipeline.runner import run
 from pipeline.shard import student_prompt
 from pipeline.student import completion_ids, prompt_ids
+from pipeline.teachers import Server
+from tests.chat_server import chat_server, completion
 from tests.conftest import write_jsonl, write_project
 
 TOPICS = ("sports", "food")
@@ -378,10 +380,28 @@ def test_without_a_student_the_teacher_is_measured_alone(prepared: Config, tmp_p
 
 def test_a_teacher_that_answered_nothing_is_left_out(prepared: Config, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "other.jsonl", [{"id": "someone else", "completion": "Hm. So the answer is food."}])
-    teacher = prepared.stages["sample"]["teacher"].model_copy(update={"completions": tmp_path / "other.jsonl"})
-    predictions, _, totals = ask(prepared, tmp_path, None, sample=prepared.stages["sample"] | {"teacher": teacher})
+    teacher = prepared.stages["sample"]["teacher"][0].model_copy(update={"completions": tmp_path / "other.jsonl"})
+    predictions, _, totals = ask(prepared, tmp_path, None, sample=prepared.stages["sample"] | {"teacher": [teacher]})
     assert {row.model for row in predictions} == {"majority"}
     assert totals.rows_in == 8
+
+
+@pytest.mark.parametrize("rationalise", [False, True])
+def test_the_teacher_is_never_shown_the_true_label(
+    prepared: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], rationalise: bool
+) -> None:
+    (tmp_path / "why.jinja").write_text(
+        f"{{% block user %}}{{{{ {'gold' if rationalise else 'text'} }}}}{{% endblock %}}"
+    )
+    with chat_server(lambda body: completion("It is so. So the answer is food.")) as chat:
+        teacher = Server(backend="server", base_url=chat.url, model="m", revision="1")
+        changed = {"teacher": [teacher], "prompt": tmp_path / "why.jinja", "rationalise": rationalise}
+        predictions, _, totals = ask(prepared, tmp_path / "out", None, sample=prepared.stages["sample"] | changed)
+    assert len(chat.requests) == (0 if rationalise else 6)
+    assert {row.model for row in predictions} == ({"majority"} if rationalise else {"teacher", "majority"})
+    assert totals.rows_in == (8 if rationalise else 16)
+    left_out = "evaluate: the teacher is left out; its prompt shows the true label (stages.sample.rationalise)"
+    assert (left_out in capsys.readouterr().err) == rationalise
 
 
 def test_two_eval_sets_may_share_ids(prepared: Config, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = """
-records files progress binding outputs text labels embedded prompts responses teachers sources ingest sample parse dedup decontaminate
-filters quality shard losses student trainer train evaluate stages config provenance runner audit trace results report project cli
+records files progress binding outputs text labels embedded prompts responses teachers spending sources shots requests workers asking
+ingest sample parse dedup decontaminate judge filters quality shard
+losses student trainer train evaluate stages config provenance runner audit trace results recordings report project cli
 """.split()
 HEAVY = {
     "torch",
@@ -26,6 +27,7 @@ HEAVY = {
     "gguf",
     "httpx",
     "rich",
+    "ray",
 }
 USED_THERE = {"trainer.py", "losses"}  # imported by train when it trains, never by the table of stages
 MODULES = sorted(path for path in (ROOT / "pipeline").rglob("*.py") if "example" not in path.parts)

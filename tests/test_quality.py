@@ -9,12 +9,18 @@ from hypothesis import strategies as st
 
 from pipeline import filters
 from pipeline.binding import Call, Problem, bind
-from pipeline.filters import FILTERS
+from pipeline.files import InputError
+from pipeline.filters import ASKED_FOR, FILTERS
 from pipeline.quality import quality
 from pipeline.records import Drop
-from tests.rows import example
+from tests.rows import example, judgement, votes
 
-VALUES: dict[str, Any] = {"task.labels": ["sports", "food"], "stages.parse.label_type": "text"}
+VALUES: dict[str, Any] = {
+    "task.labels": ["sports", "food"],
+    "stages.parse.label_type": "text",
+    "stages.judge.on": False,
+}
+SPLIT = votes("sports", "food", "sports", "\x1b[2J" * 30, "travel")
 GOAL = "Late goal sinks the leaders"
 LOOP = "The sacks were not harvested. " * 8
 
@@ -63,6 +69,18 @@ LOOP = "The sacks were not harvested. " * 8
         ("refusal", {"rationale": "It was as an aid to the team."}, {}, None),
         ("refusal", {"rationale": "No comment on that one."}, {"phrases": ["no comment"]}, "the teacher declines: 'no comment'"),
         ("refusal", {"label": None, "rationale": None, "text": "I can't help with this."}, {}, "the teacher declines"),
+        ("min_agreement", {"agreement": 0.4, "votes": SPLIT}, {}, "the label won 0.4 of the votes, less than 0.6: 'sports' 2, 'food' 1, '"),
+        ("min_agreement", {"agreement": 0.6}, {}, None),
+        ("min_agreement", {"agreement": 0.6}, {"minimum": 0.61}, "the label won 0.6 of the votes, less than 0.61"),
+        ("min_agreement", {"agreement": None}, {}, None),
+        ("max_entropy", {"entropy": 1.5, "votes": SPLIT}, {}, "the votes have an entropy of 1.5 bits, more than 1: 'sports' 2"),
+        ("max_entropy", {"entropy": 1.0}, {}, None),
+        ("max_entropy", {"entropy": 0.2}, {"maximum": 0}, "the votes have an entropy of 0.2 bits, more than 0"),
+        ("max_entropy", {"entropy": None}, {"maximum": 0}, None),
+        ("min_judge_score", {"judgement": judgement(2, "Vague.\x07")}, {}, "the judge gave 2, less than 3: 'Vague.\\x07'"),
+        ("min_judge_score", {"judgement": judgement(3)}, {}, None),
+        ("min_judge_score", {"judgement": judgement(4)}, {"minimum": 5}, "the judge gave 4, less than 5: 'It names what decides.'"),
+        ("min_judge_score", {"judgement": None}, {"minimum": 1}, "it was not judged"),
     ],
 )  # fmt: skip
 def test_filters(name: str, fields: dict[str, Any], settings: dict[str, Any], why: str | None) -> None:
@@ -71,7 +89,8 @@ def test_filters(name: str, fields: dict[str, Any], settings: dict[str, Any], wh
 
 
 def test_every_filter_passes_a_good_row_and_is_tried_above() -> None:
-    assert all(function(example()) is None for function in FILTERS.values())
+    good = example(agreement=1.0, entropy=0.0, votes=votes("sports"), judgement=judgement())
+    assert all(function(good) is None for function in FILTERS.values())
     tried = {case[0] for case in test_filters.pytestmark[0].args[1]}  # type: ignore[attr-defined]
     assert tried == set(FILTERS)
 
@@ -125,9 +144,32 @@ def test_one_verdict_a_row_in_order() -> None:
     assert list(quality(rows, filters=[])) == [None, None, None]
 
 
-def test_without_a_list_all_filters_run() -> None:
+def test_what_is_dropped_by_votes_or_judge_shows_them() -> None:
+    row = example(agreement=0.5, entropy=1.0, votes=votes("sports", "food"), judgement=judgement(1, "Wrong."))
+    (verdict,) = quality([row], filters=calls(["min_agreement"]))
+    assert verdict is not None and verdict.reason == "min_agreement"
+    assert verdict.evidence["votes"] == [vote.model_dump() for vote in row.votes]
+    (verdict,) = quality([row], filters=calls([{"min_judge_score": 2}]))
+    assert verdict is not None and verdict.evidence["settings"] == {"minimum": 2}
+    assert verdict.evidence["judgement"] == {
+        "score": 1,
+        "reason": "Wrong.",
+        "judge": "a judge",
+        "request": "request-j",
+    }
+    assert Drop.model_validate_json(verdict.line()) == verdict
+
+
+def test_a_threshold_on_scores_needs_a_judge() -> None:
+    with pytest.raises(InputError, match="^stages.quality.filters: min_judge_score needs a judge; add stages.judge"):
+        quality([], filters=calls(["min_judge_score"]), judged=False)
+    assert list(quality([example()], filters=calls(["label_in_set"]), judged=False)) == [None]
+
+
+def test_without_a_list_all_filters_run_that_need_no_votes_and_no_judge() -> None:
     bound = bind(quality, {}, lookup=VALUES.__getitem__, folder=Path())
-    assert [call.name for call in bound["filters"]] == list(FILTERS)
+    assert [call.name for call in bound["filters"]] == [name for name in FILTERS if name not in ASKED_FOR]
+    assert set(ASKED_FOR) == {"min_agreement", "max_entropy", "min_judge_score"}
     assert [verdict and verdict.reason for verdict in quality([example(), example(label="x")], **bound)] == [
         None,
         "label_in_set",
@@ -141,6 +183,9 @@ def test_without_a_list_all_filters_run() -> None:
         ([{"min_words": {"minimun": 4}}], "unknown setting; did you mean 'minimum'?"),
         ([{"min_words": -1}], "greater than or equal to 0"),
         ([{"repetition": 1.5}], "less than or equal to 1"),
+        ([{"min_agreement": 60}], "less than or equal to 1"),
+        ([{"max_entropy": -1}], "greater than or equal to 0"),
+        ([{"min_judge_score": 6}], "less than or equal to 5"),
         ([{"label_in_set": {"labels": ["a"]}}], "unknown setting"),
         ([{"refusal": "no"}], "found 'no'"),
         ("label_in_set", "expected a list"),

@@ -56,6 +56,7 @@ from pipeline.report import (
     thinned,
     ticks,
 )
+from pipeline.sample import Facts, Figures
 from pipeline.stages import STAGES
 
 TEXTS = [
@@ -81,6 +82,7 @@ def finish(
     kept: int | None = None,
     settings: dict[str, Any] | None = None,
     extra: dict[str, bytes] | None = None,
+    details: dict[str, Any] | None = None,
 ) -> Path:
     """A finished stage as the runner leaves it."""
     key = digest([stage, [row.model_dump(mode="json") for row in rows]])
@@ -121,7 +123,7 @@ def finish(
         ),
         outputs=files,
         features=features(STAGES[stage].gives),
-        details={},
+        details=details or {},
         digest="0" * 64,
     )
     outputs.write_manifest(folder, manifest.model_copy(update={"digest": outputs.manifest_digest(manifest)}))
@@ -371,7 +373,7 @@ def squeezed(text: str) -> str:
 def test_figures_on_the_page_are_those_of_the_manifests(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "topics")
     page = squeezed(read(build(run)).text)
-    for stage in STAGES:
+    for stage in (name for name in STAGES if STAGES[name].on):
         folder = outputs.current(run, stage)
         assert folder is not None
         manifest = outputs.read_manifest(folder)
@@ -399,6 +401,53 @@ def test_models_stand_with_accuracy_and_interval(tmp_path: Path) -> None:
     assert "student − teacher: −8.7 points (−16.0 to −1.0) student alone" in page
     assert "41.5" in page
     assert "57.0M" in page
+
+
+def sampled(run: Path, figures: dict[str, Any], facts: dict[str, Any] | bytes | None) -> None:
+    """A run of one sample stage with these figures of its teachers."""
+    content = facts if isinstance(facts, bytes) else canonical_json(facts)
+    extra = {} if facts is None else {"run-speed.json": content}
+    finish(run, "sample", [], rows_in=0, extra=extra, details={"teachers": figures})
+
+
+def figures_of(requests: int, failures: dict[str, int], tokens: int, cost: float) -> dict[str, Any]:
+    answers = requests - sum(failures.values())
+    return Figures(
+        requests=requests, responses=answers, answers=answers - 7, prompt_tokens=9 * tokens, completion_tokens=tokens,
+        failures=failures, cost_of_tokens=cost,
+    ).model_dump()  # fmt: skip
+
+
+def test_what_each_teacher_was_asked_stands_on_the_page(tmp_path: Path) -> None:
+    facts = Facts(
+        requests=1234, answers=1200, seconds=61.5, requests_per_second=20.0, tokens_per_second=987.6, prompt_tokens=5,
+        cached_tokens=4321, completion_tokens=6, finish_reasons={"stop": 1200}, failures={"refused": 34}, cost=0.0456,
+    )  # fmt: skip
+    figures = {
+        HOSTILE: figures_of(5000, {"prompt_too_long": 21, "refused": 34}, 123456, 7.5),
+        "other": figures_of(2500, {}, 0, 0.0),
+    }
+    sampled(tmp_path / "run", figures, {HOSTILE: facts.model_dump()})
+    path = build(tmp_path / "run")
+    page = squeezed(read(path).text)
+    assert (
+        f"{squeezed(HOSTILE)} refused 34prompt too long 21 5,000 1,234 asked for this result 4,945 by 4,938 answers 1,111,104 4,321 cached "
+        "123,456 25.0 an answer 987.6 in 61.5 s 7.50 0.046 for what was asked" in page
+    )
+    assert "other 2,500 none asked for this result 2,500 by 2,493 answers 0 0 0.0 an answer – –" in page
+    assert "<script" not in path.read_text()
+
+
+@pytest.mark.parametrize("left", [None, b"{}", b"[]", b"{", b'{"m": {"requests": 1}}'])
+def test_without_measurements_the_page_shows_what_is_known(tmp_path: Path, left: bytes | None) -> None:
+    sampled(tmp_path / "run", {"m": figures_of(100, {}, 1000, 0.5)}, left)
+    page = squeezed(read(build(tmp_path / "run")).text)
+    assert "m 100 none asked for this result 100 by 93 answers 9,000 1,000 10.8 an answer – 0.50" in page
+
+
+def test_a_result_of_an_earlier_version_has_no_figures_of_teachers(tmp_path: Path) -> None:
+    sampled(tmp_path / "run", {"m": {"requests": 3}}, None)
+    assert "What the teachers were asked" not in read(build(tmp_path / "run")).text
 
 
 def test_near_duplicates_and_leaks_stand_beside_what_they_repeat(tmp_path: Path) -> None:

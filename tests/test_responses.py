@@ -1,36 +1,48 @@
 """The response store: nothing committed is lost, nothing changed goes unseen, one writer at a time."""
 
+import errno
+import itertools
 import json
+import os
+import shutil
+import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pipeline import responses
-from pipeline.files import RunError
-from pipeline.responses import Stored, open_store, read_store, request_key, stored_keys, verify
+from pipeline.files import InputError, RunError
+from pipeline.responses import Answered, Stored, compact, family_key, open_store, read_store, request_key, verify
 
 IDENTITY = {"backend": "replay", "name": "test"}
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
-def record(number: int, text: str = "yes") -> Stored:
+def record(
+    number: int, text: str = "yes", max_tokens: int = 20, finish_reason: str = "stop", teacher: str = "test"
+) -> Stored:
     asked = {
-        "identity": responses.digest(IDENTITY),
+        "identity": responses.digest({**IDENTITY, "name": teacher}),
         "prompt": f"p{number}",
         "sampling": {"top_p": 1.0},
         "seed": 0,
         "sample": 0,
     }
+    family = family_key(**asked)
     return Stored(
-        key=request_key(**asked),
-        teacher="test",
+        key=request_key(family, max_tokens),
+        family=family,
+        max_tokens=max_tokens,
+        teacher=teacher,
         **asked,
         text=text,
-        finish_reason="stop",
+        finish_reason=finish_reason,
         prompt_tokens=3,
         completion_tokens=1,
     )
@@ -38,10 +50,19 @@ def record(number: int, text: str = "yes") -> Stored:
 
 def fill(folder: Path, commits: list[list[Stored]]) -> Path:
     with open_store(folder) as store:
-        store.add_teacher(IDENTITY)
+        for name in {"test", *(one.teacher for commit in commits for one in commit)}:
+            store.add_teacher({**IDENTITY, "name": name})
         for commit in commits:
             store.append(commit)
     return folder / "segment-00000.jsonl"
+
+
+def got(store: Answered, record: Stored) -> Stored | None:
+    """What the store gives for the request that the record answers; both ways of asking give the same."""
+    found = store.get(record.family, record.max_tokens)
+    assert store.get(bytes.fromhex(record.family), record.max_tokens) == found
+    assert store.has(record.family, record.max_tokens) == (found is not None)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +80,14 @@ def test_what_is_committed_is_read_back(scratch, commits: list[list[str]]) -> No
     segment = fill(folder, records)
     flat = [one for commit in records for one in commit]
     with open_store(folder) as store:
-        assert [store.get(one.key) for one in flat] == flat
+        assert [got(store, one) for one in flat] == flat
         assert len(store) == len(flat)
-        assert store.get("0" * 32) is None
-        assert "0" * 32 not in store
+        assert got(store, record(100)) is None
     assert [found for _, _, found in read_store(folder)] == flat
-    assert stored_keys(folder) == {bytes.fromhex(one.key) for one in flat}
+    answered = Answered(folder)
+    assert [got(answered, one) for one in flat] == flat
+    assert got(answered, record(100)) is None
+    assert len(answered) == len(flat)
     assert list(verify(folder)) == []
     if flat:
         assert [json.loads(line)["text"] for line in segment.read_bytes().split(b"\n")[:-1]] == [
@@ -105,10 +128,11 @@ def test_a_torn_tail_is_cut_before_the_next_append(scratch, data: st.DataObject)
     segment.write_bytes(content[:kept] + b"\0" * zeros)
     assert list(verify(folder)) == []
     assert [found for _, _, found in read_store(folder)] == records[:whole]
+    assert len(Answered(folder)) == whole
     with open_store(folder) as store:
-        assert [store.get(one.key) for one in records] == records[:whole] + [None] * (3 - whole)
+        assert [got(store, one) for one in records] == records[:whole] + [None] * (3 - whole)
         store.append(records[whole:])
-        assert [store.get(one.key) for one in records] == records
+        assert [got(store, one) for one in records] == records
     assert segment.read_bytes() == content
 
 
@@ -135,7 +159,7 @@ def test_segments_roll_and_only_the_last_may_be_torn(tmp_path: Path, monkeypatch
     assert len(segments) > 3
     assert [found for _, _, found in read_store(tmp_path)] == records
     with open_store(tmp_path) as store:
-        assert [store.get(one.key) for one in records] == records
+        assert [got(store, one) for one in records] == records
     segments[1].write_bytes(segments[1].read_bytes()[:-5])
     assert [problem.split(": ")[0] for problem in verify(tmp_path)] == [
         f"{segments[1]}:{len(segments[1].read_bytes().splitlines())}"
@@ -174,7 +198,7 @@ def test_readers_see_what_is_committed_while_it_is_written(tmp_path: Path) -> No
         store.append([record(0)])
         assert [found for _, _, found in read_store(tmp_path)] == [record(0)]
         store.append([record(1)])
-        assert stored_keys(tmp_path) == {bytes.fromhex(record(number).key) for number in (0, 1)}
+        assert [got(Answered(tmp_path), record(number)) for number in range(3)] == [record(0), record(1), None]
 
 
 def test_a_full_disk_leaves_the_store_whole(tmp_path: Path) -> None:
@@ -184,7 +208,7 @@ def test_a_full_disk_leaves_the_store_whole(tmp_path: Path) -> None:
         from pathlib import Path
         from pipeline.files import RunError
         from pipeline.responses import open_store
-        from tests.test_responses import record
+        from tests.test_responses import got, record
         with open_store(Path(sys.argv[1])) as store:
             store.append([record(0)])
             resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
@@ -192,7 +216,7 @@ def test_a_full_disk_leaves_the_store_whole(tmp_path: Path) -> None:
                 store.append([record(number) for number in range(1, 20)])
             except RunError as error:
                 print(error)
-            assert record(1).key not in store and store.get(record(0).key) == record(0)
+            assert got(store, record(1)) is None and got(store, record(0)) == record(0) and len(store) == 1
         """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert f"{tmp_path / 'segment-00000.jsonl'}: cannot be written" in done.stdout
@@ -215,6 +239,17 @@ def test_a_record_whose_key_is_another_requests_is_found(tmp_path: Path) -> None
     assert [problem.split(" is not")[0] for problem in verify(tmp_path)] == [f"{segment}:1: key:"]
 
 
+def test_a_record_of_another_version_is_called_that(tmp_path: Path) -> None:
+    line = record(0).model_dump_json(exclude={"family"}).encode()
+    framed = line[:-1] + b',"check":"' + responses.line_digest(line).encode() + b'"}\n'
+    (tmp_path / "segment-00000.jsonl").write_bytes(framed)
+    with pytest.raises(RunError, match=r"segment-00000\.jsonl:1: the record was written by another version; move"):
+        Answered(tmp_path)
+    assert [problem.split("; ")[0][-34:] for problem in verify(tmp_path)] == [
+        "record was written by another version"[-34:]
+    ]
+
+
 ASKED = {
     "identity": st.text(),
     "prompt": st.text(),
@@ -224,13 +259,404 @@ ASKED = {
 }
 
 
-@given(st.fixed_dictionaries(ASKED), st.fixed_dictionaries(ASKED))
-def test_keys_are_equal_exactly_where_requests_are(one: dict, other: dict) -> None:
+@given(st.fixed_dictionaries(ASKED), st.fixed_dictionaries(ASKED), st.integers(), st.integers())
+def test_keys_are_equal_exactly_where_requests_are(one: dict, other: dict, few: int, many: int) -> None:
+    family = family_key(**one)
     for name in ASKED:
         changed = {**one, name: other[name]}
-        assert (request_key(**changed) == request_key(**one)) == (changed == one)
+        assert (family_key(**changed) == family) == (changed == one)
+        assert (request_key(family_key(**changed), few) == request_key(family, few)) == (changed == one)
+    assert (request_key(family, few) == request_key(family, many)) == (few == many)
 
 
 def test_an_absent_store_is_empty(tmp_path: Path) -> None:
     folder = tmp_path / "nosuch"
-    assert (list(read_store(folder)), stored_keys(folder), list(verify(folder))) == ([], set(), [])
+    assert (list(read_store(folder)), len(Answered(folder)), list(verify(folder))) == ([], 0, [])
+    assert compact(folder).kept == 0
+    assert not folder.exists()
+
+
+def test_an_answer_that_ended_by_itself_serves_whoever_allows_more(tmp_path: Path) -> None:
+    fill(tmp_path, [[record(0, max_tokens=20)]])
+    answered = Answered(tmp_path)
+    for allowed, served in {1: False, 19: False, 20: True, 21: True, 2**31 - 1: True}.items():
+        assert (got(answered, record(0, max_tokens=allowed)) == record(0, max_tokens=20)) == served
+    with open_store(tmp_path) as store:  # what is served is not kept a second time
+        store.append([record(0, "another", max_tokens=30)])
+        assert len(store) == 1
+
+
+@pytest.mark.parametrize("reason", ["length", "recorded", "content_filter", "stopped", "sto", 'a "stop"', ""])
+def test_any_other_answer_serves_its_own_request_only(tmp_path: Path, reason: str) -> None:
+    fill(tmp_path, [[record(0, max_tokens=20, finish_reason=reason)]])
+    answered = Answered(tmp_path)
+    assert [got(answered, record(0, max_tokens=allowed)) is not None for allowed in (19, 20, 21)] == [
+        False,
+        True,
+        False,
+    ]
+
+
+def test_a_cut_answer_and_a_later_whole_one_stand_beside_each_other(tmp_path: Path) -> None:
+    cut, whole = record(0, "I beg", 20, "length"), record(0, "I begin and end.", 40)
+    fill(tmp_path, [[cut], [whole]])
+    answered = Answered(tmp_path)
+    found = [got(answered, record(0, max_tokens=allowed)) for allowed in (19, 20, 21, 39, 40, 41)]
+    assert found == [None, cut, None, None, whole, whole]
+    assert compact(tmp_path).unreachable == 0
+
+
+STEPS = st.lists(
+    st.lists(
+        st.builds(
+            record,
+            st.integers(0, 2),
+            st.sampled_from(["yes", "no", ""]),
+            st.integers(1, 5),
+            st.sampled_from(["stop", "length", "recorded"]),
+        ),
+        max_size=5,
+    )
+    | st.just("compact"),
+    max_size=6,
+)
+
+
+@settings(max_examples=60)
+@given(steps=STEPS)
+def test_the_store_is_a_plain_dictionary_of_families(scratch, steps: list[list[Stored] | str]) -> None:
+    """Against a model that could not be simpler, after every step, by the store that wrote, one opened anew, and a reader."""
+    folder = scratch()
+    model: dict[str, list[Stored]] = {}
+
+    def answer(asked: Stored) -> Stored | None:
+        for kept in model.get(asked.family, []):
+            if kept.max_tokens == asked.max_tokens or (
+                kept.finish_reason == "stop" and kept.max_tokens < asked.max_tokens
+            ):
+                return kept
+        return None
+
+    every = [record(number, max_tokens=allowed) for number in range(3) for allowed in range(1, 7)]
+    for step in steps:
+        if isinstance(step, str):
+            assert compact(folder).unreachable == 0  # append lets nothing in that nothing can reach
+        else:
+            for one in step:
+                if answer(one) is None:
+                    model.setdefault(one.family, []).append(one)
+            with open_store(folder) as store:
+                store.add_teacher(IDENTITY)
+                store.append(step)
+                assert [got(store, one) for one in every] == [answer(one) for one in every]
+        with open_store(folder) as store:
+            assert len(store) == sum(map(len, model.values()))
+            assert [got(store, one) for one in every] == [answer(one) for one in every]
+        answered = Answered(folder)
+        assert [got(answered, one) for one in every] == [answer(one) for one in every]
+        by_family: dict[str, list[Stored]] = {}
+        for _, _, found in read_store(folder):
+            by_family.setdefault(found.family, []).append(found)
+        assert by_family == model
+        assert list(verify(folder)) == []
+
+
+def test_every_commit_is_synced_before_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: dict[int, int] = {}
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        fsync(handle)
+        synced[os.fstat(handle).st_ino] = os.fstat(handle).st_size
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(responses, "SEGMENT_BYTES", 2000)
+    with open_store(tmp_path) as store:
+        for number in range(0, 20, 2):
+            synced.clear()
+            before = set(tmp_path.glob("segment-*"))
+            store.append([record(number), record(number + 1)])
+            now = sorted(tmp_path.glob("segment-*"))[-1].stat()
+            assert synced[now.st_ino] == now.st_size
+            assert (tmp_path.stat().st_ino in synced) == (set(tmp_path.glob("segment-*")) != before)
+    assert len(list(tmp_path.glob("segment-*"))) > 2
+
+
+def test_a_commit_that_cannot_be_synced_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(handle: int) -> None:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with open_store(tmp_path) as store:
+        store.append([record(0)])
+        segment = tmp_path / "segment-00000.jsonl"
+        before = segment.read_bytes()
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "fsync", refused)
+            with pytest.raises(RunError, match=rf"{segment}: cannot be written \(Input/output error\)"):
+                store.append([record(1), record(2)])
+        assert segment.read_bytes() == before
+        assert [got(store, record(number)) for number in range(3)] == [record(0), None, None]
+        assert len(store) == 1
+        with pytest.raises(RunError, match="cannot be written"):  # what a failed sync left on the disk is not known
+            store.append([record(3)])
+    with open_store(tmp_path) as store:
+        store.append([record(1)])
+    assert [found for _, _, found in read_store(tmp_path)] == [record(0), record(1)]
+
+
+def test_it_can_be_asked_while_another_thread_appends(tmp_path: Path) -> None:
+    chunks = [[record(number * 8 + one) for one in range(8)] for number in range(60)]
+    with open_store(tmp_path) as store, ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(lambda: [store.append(chunk) for chunk in chunks])
+        while not writing.done():
+            found = [got(store, chunk[-1]) for chunk in chunks]
+            committed = len([one for one in found if one is not None])
+            assert found == [chunk[-1] for chunk in chunks[:committed]] + [None] * (len(chunks) - committed)
+        writing.result()
+        assert all(got(store, one) == one for chunk in chunks for one in chunk)
+
+
+@pytest.mark.parametrize("left", [b"process 4194304 on nowhere\n", b"", b"\xff\x00 not text"])
+def test_a_lock_file_of_a_dead_process_holds_nothing(tmp_path: Path, left: bytes) -> None:
+    (tmp_path / "lock").write_bytes(left)
+    with open_store(tmp_path):
+        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_child_of_a_killed_writer_holds_nothing(tmp_path: Path) -> None:
+    """An engine's forked process can outlive a killed run by a while."""
+    code = """if True:
+        import os, sys
+        from pathlib import Path
+        from pipeline.responses import open_store
+        with open_store(Path(sys.argv[1])):
+            if not os.fork():
+                print("in", flush=True)
+                sys.stdin.read()
+                os._exit(0)
+            os.wait()
+        """
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(RunError, match=f"process {other.pid} on .* is writing"), open_store(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+        with open_store(tmp_path):  # the child lives until this end of its input is closed
+            pass
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_what_json_cannot_say_is_never_written(value: float) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        Stored.model_validate({**record(0).model_dump(), "label_logprobs": {"food": value}})
+    with pytest.raises(ValidationError, match="finite"):
+        Stored.model_validate({**record(0).model_dump(), "mean_logprob": value})
+
+
+def merged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Stored]:
+    """A store of several segments of two teachers, put together by hand from two: half of its records can never be given."""
+    monkeypatch.setattr(responses, "SEGMENT_BYTES", 2000)
+    records = [record(number, f"answer {number}", teacher="one" if number % 2 else "two") for number in range(12)]
+    cut = [record(20 + number, "cut", 10, "length", teacher="one") for number in range(2)]
+    fill(folder, [[one] for one in [*records, *cut]])
+    other = folder.parent / f"{folder.name}-other"
+    later = [record(number, "later", max_tokens=25, teacher="one" if number % 2 else "two") for number in range(12)]
+    fill(other, [[one] for one in [*later, *cut]])
+    count = len(list(folder.glob("segment-*")))
+    for number, path in enumerate(sorted(other.glob("segment-*")), count):
+        shutil.copyfile(path, folder / f"segment-{number:05d}.jsonl")
+    shutil.rmtree(other)
+    return [*records, *cut]
+
+
+def test_compacting_removes_what_nothing_can_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "store"
+    records = merged(folder, monkeypatch)
+    assert [problem.split(": ")[1][:3] for problem in verify(folder)] == ["key", "key"]  # the two that are there twice
+    done = compact(folder)
+    assert (done.kept, done.unreachable, done.unwanted) == (14, 14, 0)
+    assert [found for _, _, found in read_store(folder)] == records
+    assert done.bytes_after == sum(path.stat().st_size for path in folder.glob("segment-*")) < done.bytes_before
+    assert list(verify(folder)) == []
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "lock"}
+    again = compact(folder)
+    assert (again.kept, again.unreachable, again.bytes_after) == (14, 0, done.bytes_after)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "lock"} == before
+    with open_store(folder) as store:
+        store.append([record(50)])
+    assert [found for _, _, found in read_store(folder)] == [*records, record(50)]
+
+
+def test_what_is_compacted_is_synced_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "store"
+    merged(folder, monkeypatch)
+    synced: list[tuple[int, int, int]] = []  # inode, size, and the first segment that counted then
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        fsync(handle)
+        live = folder / "segments.json"
+        first = json.loads(live.read_text())["first"] if live.exists() else 0
+        synced.append((os.fstat(handle).st_ino, os.fstat(handle).st_size, first))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    compact(folder)
+    names = [folder, *responses.segments(folder)]
+    wanted = {(path.stat().st_ino, path.stat().st_size, 0) for path in names[1:]}
+    assert wanted <= set(synced)
+    last = max(synced.index(one) for one in wanted)
+    assert (folder.stat().st_ino, 0) in [(inode, first) for inode, _, first in synced[last:]]
+
+
+def test_compacting_for_one_teacher_removes_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "store"
+    records = merged(folder, monkeypatch)
+    with pytest.raises(InputError, match="thre: no record is of this teacher; there are one, two"):
+        compact(folder, teachers=["one", "thre"])
+    assert len(Answered(folder)) > 14
+    done = compact(folder, teachers=[records[0].identity])
+    assert (done.kept, done.unreachable, done.unwanted) == (6, 6, 16)
+    assert [found for _, _, found in read_store(folder)] == [one for one in records if one.teacher == "two"]
+    assert list(verify(folder)) == []
+
+
+def test_compacting_stops_at_damage_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "store"
+    merged(folder, monkeypatch)
+    second = folder / "segment-00001.jsonl"
+    second.write_bytes(second.read_bytes().replace(b"answer", b"Answer", 1))
+    before = {path: path.read_bytes() for path in folder.glob("segment-*")}
+    with pytest.raises(RunError, match=rf"{second}:1: the record is damaged"):
+        compact(folder)
+    assert {path: path.read_bytes() for path in folder.glob("segment-*")} == before
+
+
+def test_compacting_on_a_full_disk_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "store"
+    records = merged(folder, monkeypatch)
+    before = {path: path.read_bytes() for path in folder.glob("segment-*")}
+    code = """if True:
+        import resource, sys
+        from pathlib import Path
+        from pipeline.files import RunError
+        from pipeline.responses import compact
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+        try:
+            compact(Path(sys.argv[1]))
+        except RunError as error:
+            print(error)
+        """
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert f"{folder}: cannot be compacted (File too large); no answer is lost" in done.stdout
+    assert {path: path.read_bytes() for path in folder.glob("segment-*")} == before
+    assert [got(Answered(folder), one) for one in records] == records
+
+
+WATCHED = """if True:
+    import os, shutil, sys
+    from pathlib import Path
+    from pipeline import files, responses
+
+    folder, scratch, *teachers = map(str, sys.argv[1:])
+    responses.SEGMENT_BYTES = 2000
+    os.fsync = lambda handle: None  # a killed process loses nothing that it wrote
+    reads = {"_whole", "_lines", "_checked", "_framed", "_asked", "_interrupted", "_choice", "find", "add", "_reading", "_silent",
+             "line_digest", "_name", "_number", "_allowed", "_live", "_short", "counts", "_all_segments", "segments"}
+    lines, last = 0, None
+
+    def trace(frame, event, _):
+        global lines, last
+        if frame.f_code.co_filename not in (responses.__file__, files.__file__) or frame.f_code.co_name in reads:
+            return None
+        sys.settrace(None)
+        lines += 1
+        found = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file() and path.name != "lock"}
+        if found != last:
+            shutil.copytree(folder, Path(scratch, str(lines)))
+        last = found
+        sys.settrace(trace)
+        return trace
+
+    sys.settrace(trace)
+    responses.compact(Path(folder), teachers=teachers)
+    sys.settrace(None)
+    print(lines)
+    """
+
+
+@pytest.mark.parametrize("teachers", [[], ["two"]])
+def test_compacting_can_be_killed_at_any_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teachers: list[str]
+) -> None:
+    """The folder as it is before each line of code that is not about reading, which is what a kill at that moment leaves."""
+    origin, scratch = tmp_path / "store", tmp_path / "killed"
+    records = merged(origin, monkeypatch)
+    scratch.mkdir()
+    command = [sys.executable, "-c", WATCHED, str(origin), str(scratch), *teachers]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert int(lines) > 300
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    folders = sorted(scratch.iterdir(), key=lambda path: int(path.name))
+    assert len(folders) > 12
+    wanted = [one for one in records if not teachers or one.teacher in teachers]
+    later = [record(number) for number in range(90, 98)]
+    states = []
+    for folder in folders:
+        before = Answered(folder)  # a reader, before any writer has cleaned up
+        assert [got(before, one) for one in wanted] == wanted
+        rest = [got(before, one) for one in records if one not in wanted]
+        assert rest in ([one for one in records if one not in wanted], [None] * len(rest))
+        problems = list(verify(folder))
+        with open_store(folder) as store:
+            after = len(store) <= 14
+            assert [got(store, one) for one in wanted] == wanted
+            assert all("stands in the store twice" in problem for problem in problems)  # as the store was put together
+            assert len(problems) == (0 if after else 2)
+            for one in later:  # into several new segments
+                store.append([one])
+        states.append(after)
+        if not after:
+            assert compact(folder, teachers=[*teachers, "test"] if teachers else []).kept == len(wanted) + len(later)
+        assert [found for _, _, found in read_store(folder)] == [*wanted, *later]
+        names = {path.name for path in folder.iterdir()} - {"lock", "teachers", "segments.json"}
+        assert names == {path.name for path in responses.segments(folder)}
+    assert states == sorted(states)  # as before up to one moment, as after from there on
+    assert {False, True} == set(states)
+
+
+def test_what_was_replaced_is_kept_where_the_new_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "store"
+    merged(folder, monkeypatch)
+    saved = {path.name: path.read_bytes() for path in folder.glob("segment-*")}
+    compact(folder)
+    for name, content in saved.items():
+        (folder / name).write_bytes(content)
+    new = responses.segments(folder)
+    new[0].write_bytes(new[0].read_bytes()[:-1])
+    new[1].unlink()
+    assert [problem.split(":")[0] for problem in itertools.islice(verify(folder), 2)] == [str(new[0]), str(new[1])]
+    with pytest.raises(RunError, match=rf"{new[0]}: has \d+ bytes, had \d+ when"), open_store(folder):
+        pass
+    assert all((folder / name).read_bytes() == content for name, content in saved.items())
+    (folder / "segments.json").write_text("{")
+    with pytest.raises(RunError, match=r"segments\.json: cannot be read"), open_store(folder):
+        pass
+    assert [problem.split(": ")[1][:14] for problem in verify(folder)] == ["cannot be read"]
+
+
+def test_a_reader_is_told_where_the_store_was_compacted_under_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "store"
+    records = merged(folder, monkeypatch)
+    answered, reading = Answered(folder), read_store(folder)
+    next(reading)
+    compact(folder)
+    with pytest.raises(RunError, match="the store was compacted while it was read; run the command again"):
+        list(reading)
+    with pytest.raises(RunError, match="the store was compacted while it was read; run the command again"):
+        answered.get(records[0].family, 20)

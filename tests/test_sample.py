@@ -3,11 +3,11 @@
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import embedded, outputs, prompts, sample, teachers
+from pipeline.binding import parameters
 from pipeline.files import InputError, RunError
 from pipeline.outputs import Job, RowWriter
 from pipeline.records import Counts, Drop, Manifest, Prompt, Response, features
-from pipeline.responses import open_store, read_store, stored_keys, verify
+from pipeline.requests import all_requests, resolve
+from pipeline.responses import Answered, open_store, read_store, verify
 from tests.chat_server import Reply, chat_server, completion, echo, hearing
 
 TEMPLATE = """{% block system %}Topics: {{ labels | join(", ") }}{% endblock %}
@@ -42,24 +44,22 @@ def template(tmp_path: Path) -> Path:
     return path
 
 
-def asked(url: str, template: Path | None, **changed: Any) -> dict[str, Any]:
-    teacher = teachers.Server(backend="server", base_url=url, model="m", revision="1", retries=1, pause=0.01)
+def asked(url: str, template: Path | None, concurrency: int = 16, **changed: Any) -> dict[str, Any]:
+    teacher = teachers.Server(
+        backend="server", base_url=url, model="m", revision="1", retries=1, pause=0.01, concurrency=concurrency
+    )
     return {
-        "teacher": teacher,
-        "n": 1,
-        "temperature": 0.0,
-        "top_p": 1.0,
+        "teacher": [teacher],
         "max_tokens": 20,
-        "stop": [],
-        "seed": 0,
-        "regex": None,
-        "sampling": None,
         "chunk": 4,
-        "price": None,
         "prompt": template,
         "labels": LABELS,
         **changed,
     }
+
+
+def defaults() -> dict[str, Any]:
+    return {name: default for name, (_, default) in parameters(resolve).items()}
 
 
 NOWHERE = "http://127.0.0.1:9/v1"  # asking it fails at once
@@ -102,14 +102,14 @@ def test_what_is_in_the_store_is_never_asked_again(tmp_path: Path, template: Pat
     [
         {"temperature": 0.1},
         {"top_p": 0.9},
-        {"max_tokens": 21},
+        {"max_tokens": 19},
         {"stop": ["."]},
         {"seed": 1},
         {"regex": "a+"},
         {"sampling": {"top_k": 4}},
         {"labels": ["sports"]},
-        {"teacher": teachers.Server(backend="server", base_url="http://127.0.0.1:9", model="other", revision="1")},
-        {"teacher": teachers.Server(backend="server", base_url="http://127.0.0.1:9", model="m", revision="2")},
+        {"teacher": [teachers.Server(backend="server", base_url="http://127.0.0.1:9", model="other", revision="1")]},
+        {"teacher": [teachers.Server(backend="server", base_url="http://127.0.0.1:9", model="m", revision="2")]},
     ],
 )
 def test_whatever_can_change_the_answer_asks_anew(tmp_path: Path, template: Path, changed: dict[str, Any]) -> None:
@@ -174,22 +174,9 @@ def test_a_failure_is_a_drop_with_its_evidence(tmp_path: Path, template: Path) -
     with chat_server(sometimes) as chat:
         found = list(sample.answers(rows("a", "b!"), responses=tmp_path / "store", **asked(chat.url, template)))
     assert found[1] == Drop(
-        id="r1#0", reason="refused", evidence={"source": "train.jsonl:2", "status": 400, "problem": "no"}
+        id="r1#0", reason="refused", evidence={"source": "train.jsonl:2", "teacher": "m", "status": 400, "problem": "no"}
     )
-    assert len(stored_keys(tmp_path / "store")) == 1
-
-
-def test_each_chunk_is_durable_before_the_next_is_asked(tmp_path: Path, template: Path) -> None:
-    store = tmp_path / "store"
-    seen: list[int] = []
-
-    def reply(body: dict[str, Any]) -> Reply:
-        seen.append(len(list(read_store(store))))
-        return echo(body)
-
-    with chat_server(reply) as chat:
-        list(sample.answers(rows(*"abcdef"), responses=store, **asked(chat.url, template, chunk=2)))
-    assert seen == [0, 0, 2, 2, 4, 4]
+    assert len(Answered(tmp_path / "store")) == 1
 
 
 SAMPLING = """
@@ -200,7 +187,7 @@ from pipeline.records import Prompt
 from tests.test_sample import asked, rows
 url, folder = sys.argv[1], Path(sys.argv[2])
 try:
-    for row in sample.answers(rows(*"abcdefghij"), responses=folder / "store", **asked(url, folder / "topics.jinja", chunk=3)):
+    for row in sample.answers(rows(*"abcdefghij"), responses=folder / "store", **asked(url, folder / "topics.jinja", 3, chunk=3)):
         print(row.line().decode(), flush=True)
 except KeyboardInterrupt:
     sys.exit(130)
@@ -209,11 +196,13 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_asks_only_for_what_is_missing(tmp_path: Path, template: Path, stop: signal.Signals) -> None:
-    """The server answers the first chunk and lets the second hang; the process is stopped there, and another goes on."""
+    """The server answers three requests and lets the next three hang; the process is stopped there, and another goes on."""
     hang, all_hang, go_on = True, threading.Barrier(4), threading.Event()
 
     def reply(body: dict[str, Any]) -> Reply:
         if hang and len(chat.requests) > 3:
+            while len(list(read_store(tmp_path / "store"))) < 3:  # the commit goes on beside
+                go_on.wait(0.01)
             all_hang.wait(60)
             go_on.wait(60)
         return echo(body)
@@ -221,7 +210,7 @@ def test_a_killed_run_asks_only_for_what_is_missing(tmp_path: Path, template: Pa
     with chat_server(reply) as chat:
         command = [sys.executable, "-c", SAMPLING, chat.url, str(tmp_path)]
         first = subprocess.Popen(hearing(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        all_hang.wait(60)  # three requests of the second chunk, and this
+        all_hang.wait(60)  # three requests that hang, and this
         first.send_signal(stop)
         printed, _ = first.communicate(timeout=30)
         assert first.returncode == (130 if stop == signal.SIGINT else -stop)
@@ -278,35 +267,33 @@ def test_the_stage_conserves_and_gives_the_same_bytes_when_resumed(tmp_path: Pat
         first, totals = run(job(tmp_path, "first", source), **settings)
         second, again = run(job(tmp_path, "second", source), **settings)
     assert totals.rows_in == len(first) == 10
-    assert sum(isinstance(row, Drop) for row in first) == totals.details["failures"] == 2
-    assert totals.details["completion_tokens"] == sum(
-        row.completion_tokens for row in first if isinstance(row, Response)
+    assert totals.details["teachers"]["m"]["failures"] == {"refused": 2} == Counter(
+        row.reason for row in first if isinstance(row, Drop)
     )
-    assert totals.details["teacher"] == {"backend": "server", "model": "m", "revision": "1"}
+    answers = {row.request: row.completion_tokens for row in first if isinstance(row, Response)}
+    assert totals.details["teachers"]["m"]["completion_tokens"] == sum(answers.values())  # equal prompts share an answer
+    assert (totals.details["teachers"]["m"]["responses"], totals.details["teachers"]["m"]["answers"]) == (8, 6)
     json.dumps(totals.details, allow_nan=False)
     assert (first, totals) == (second, again)
     assert (tmp_path / "first" / sample.TEMPLATES).read_bytes() == (tmp_path / "second" / sample.TEMPLATES).read_bytes()
-    assert json.loads((tmp_path / "first" / sample.SPEED).read_bytes())["requests_per_second"] > 0
+    assert json.loads((tmp_path / "first" / sample.SPEED).read_bytes())["m"]["requests_per_second"] > 0
 
 
 def test_the_prompt_and_key_of_a_response_can_be_made_again_later(tmp_path: Path, template: Path) -> None:
     source = ingested(tmp_path / "ingest", rows("a", "b"))
     with chat_server() as chat:
         settings = asked(chat.url, template, n=2, temperature=1.0, regex="{labels}", stop=["\n"], sampling={"top_k": 3})
-        found, totals = run(job(tmp_path, "first", source), **settings)
-        sent = chat.requests[-1]["messages"]
+        found, _ = run(job(tmp_path, "first", source), **settings)
+        sent = [body["messages"] for body in chat.requests]
     template.unlink()
-    again = prompts.read_snapshot(tmp_path / "first" / sample.TEMPLATES)
-    recorded = json.loads(
-        json.dumps({**settings, "teacher": settings["teacher"].model_dump(), "prompt": {"prompt": "digest"}})
-    )
-    identity = totals.details["teacher"]
-    assert isinstance(identity, dict)
+    recorded = {**defaults(), **settings, "teacher": [{"backend": "server", "model": "m", "share": 1.0}]}
+    identities = sample.identities(settings)
+    manifest = outputs.read_manifest(source).model_copy(update={"settings": recorded, "identities": identities})
     for row, prompt in zip(found, [prompt for prompt in rows("a", "b") for _ in range(2)], strict=True):
         assert isinstance(row, Response)
-        messages, key = sample.request_of(prompt, again, recorded, identity, row.sample)
+        messages, _, key = sample.proof(prompt, tmp_path / "first", manifest, row.sample)
         assert key == row.request
-    assert messages["messages"] == sent
+        assert messages["messages"] in sent
 
 
 def test_recorded_completions_need_no_prompt(tmp_path: Path) -> None:
@@ -315,7 +302,7 @@ def test_recorded_completions_need_no_prompt(tmp_path: Path) -> None:
     )
     teacher = teachers.Replay(backend="replay", completions=tmp_path / "completions.jsonl", name="palm")
     source = ingested(tmp_path / "ingest", rows("same", "same", "c"))
-    found, totals = run(job(tmp_path, "first", source), teacher=teacher, n=2)
+    found, totals = run(job(tmp_path, "first", source), teacher=[teacher], n=2)
     assert [row.text if isinstance(row, Response) else row.reason for row in found] == [
         "x", "y", "z", "no_completion", "no_completion", "no_completion",
     ]  # fmt: skip
@@ -332,18 +319,14 @@ def test_labels_are_escaped_in_the_regex(tmp_path: Path, template: Path) -> None
     assert re.fullmatch(regex, "food & drink (hot).")
 
 
-@given(st.lists(st.text(min_size=1), min_size=1, unique=True))
-def test_the_regex_of_labels_matches_each_and_nothing_else(labels: list[str]) -> None:
-    sampling = {
-        "temperature": 0,
-        "top_p": 1,
-        "max_tokens": 1,
-        "stop": [],
-        "sampling": None,
-        "regex": "<{labels}>",
-        "labels": labels,
-    }
-    regex = sample.sampling_of(sampling)["regex"]
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(labels=st.lists(st.text(min_size=1), min_size=1, unique=True))
+def test_the_regex_of_labels_matches_each_and_nothing_else(template: Path, labels: list[str]) -> None:
+    settings = asked(NOWHERE, template, labels=labels, regex="<{labels}>")
+    (_, request), *_ = all_requests(resolve(**settings), rows("a")[0])
+    structured = request.sampling["structured"]
+    assert isinstance(structured, dict)
+    regex = structured["regex"]
     assert isinstance(regex, str)
     assert all(re.fullmatch(regex, f"<{label}>") for label in labels)
     assert not re.fullmatch(regex, "<" + "".join(labels) + "another>")
@@ -411,7 +394,7 @@ def engine_settings(folder: Path) -> dict[str, Any]:
     return asked(
         NOWHERE,
         folder / "topics.jinja",
-        teacher=teacher,
+        teacher=[teacher],
         regex=r"The topic is {labels}\. [a-z ]{4,40}\.",
         stop=["."],
         chunk=8,
@@ -421,7 +404,7 @@ def engine_settings(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_real_engine(tmp_path: Path, template: Path) -> None:
-    """One engine in a process of its own: structured output, a stop text, rows that cannot be asked; killed, it leaves nothing running."""
+    """One engine in a process of its own: structured output, a stop text, rows that cannot be asked; it is gone when the rows are there."""
     try:
         embedded.folder()
     except InputError as error:
@@ -434,13 +417,9 @@ def test_the_real_engine(tmp_path: Path, template: Path) -> None:
     assert process.stdout is not None
     found = [json.loads(process.stdout.readline()) for _ in range(4)]
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    handles = [os.pidfd_open(int(child)) for child in children]
-    process.kill()
-    process.communicate()
-    assert len(children) >= 2
-    for handle in handles:
-        assert select.select([handle], [], [], 30)[0], "an engine's process outlived the run"
-        os.close(handle)
+    assert not any("EngineCore" in Path(f"/proc/{child}/cmdline").read_text() for child in children)
+    process.communicate("\n")
+    assert process.returncode == 0
     for row in (found[0], found[3]):
         assert re.fullmatch(r"The topic is (sports|food & drink \(hot\))", row["text"])  # cut before the stop text
         assert row["finish_reason"] == "stop"
@@ -449,4 +428,5 @@ def test_the_real_engine(tmp_path: Path, template: Path) -> None:
     assert (found[1]["reason"], found[1]["evidence"]["token"]) == ("special_token", "<|im_end|>")
     assert found[2]["reason"] == "prompt_too_long"
     assert found[2]["evidence"]["prompt_tokens"] + 40 > found[2]["evidence"]["context"] == 256
-    assert stored_keys(tmp_path / "store") == {bytes.fromhex(row["request"]) for row in (found[0], found[3])}
+    stored = {record.key for _, _, record in read_store(tmp_path / "store")}
+    assert stored == {row["request"] for row in (found[0], found[3])}

@@ -2,71 +2,146 @@
 
     teacher: {backend: server, base_url: "http://127.0.0.1:8000/v1", model: Qwen/Qwen3-32B, revision: 9216db57, concurrency: 64}
 
-Each request is one call of ``/chat/completions``. ``regex`` is sent as ``structured_outputs``, and an assistant prefix as a last
-assistant turn with ``continue_final_message``: both are vLLM's own fields, another server may refuse them. 408, 409, 429, 5xx and
-broken connections are tried again after a growing pause (the server's ``Retry-After``, where it sends one); then, or after another
-refusal, the request becomes a failure. Where not one request of a chunk could be delivered, or the server refuses the key or does not
-know the model, the run stops: that is no row's fault.
+Each request is one call of ``/chat/completions``, or of ``/completions`` with ``api: completions``, which is sent the blocks' texts one
+after the other. ``concurrency`` of them are under way, and the next one is sent as soon as one is answered. A JSON schema is sent as the
+standard's ``response_format``, a regular expression or a choice as vLLM's ``structured_outputs``, and for chat an assistant prefix as a
+last assistant turn with vLLM's ``continue_final_message``: another server may refuse those two.
+
+What becomes of a request: 408, 409, 5xx, time-outs and broken connections are tried again, ``retries`` times, after a growing pause or
+the server's ``Retry-After``. 429 makes all requests wait and fewer of them be sent at once; it costs a request none of its retries, for
+``patience`` seconds. What then has no answer is a failure of its row, with one of these reasons: ``server_error``, ``rate_limited``,
+``timed_out``, ``connection_failed``, ``refused`` (another status), ``unreadable_answer`` (no JSON of the protocol, or far too long),
+``no_text``, ``not_finished`` (neither stopped nor cut by ``max_tokens``: filtered, say, or calling a tool), ``other_model`` and
+``key_in_answer``. Where a key or model is not accepted (401, 403, 404), or nothing can be delivered, the run stops: no row is at fault.
+
+The retry loop is the backend's own because all requests share one pause, and because answers are read byte by byte against limits of
+time and size, which the clients that retry by themselves do not do. Every request has its own connection: on a shared one a server that
+sends too much would have the surplus taken for the answer to the next request.
+
+Soft labels: the 20 most likely tokens behind the last ``after`` of the answer are asked for. A token belongs to the label that it begins
+or completes (spaces in front aside); the log-probabilities of a label's tokens are added up. Where it can begin several labels, and was
+the one chosen, the next token is looked at; otherwise it counts for none. Labels that are not seen get no entry.
 
 Limits: what runs behind the address cannot be verified; ``revision`` is what you say it is, and once it is given the address no longer
-counts for the request's key. Special tokens that a row spells cannot be seen here. Other fields of the answer, such as a reasoning
-model's ``reasoning_content``, are not stored.
+counts for the request's key. A sampling parameter that is not set is whatever the server takes for it (vLLM's looks into the model's
+``generation_config.json``). Special tokens that a row spells cannot be seen here. Other fields of the answer, such as a reasoning
+model's ``reasoning_content``, are not stored. A server may have been paid for a try that timed out or broke.
 """
 
+import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+import random
+import re
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from http import HTTPStatus
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
 
+from pipeline import embedded
 from pipeline.files import InputError, RunError, plain, strict_json
-from pipeline.teachers.contract import Answer, Failure, Request, Sampling, Teacher, further
+from pipeline.prompts import FAILURES
+from pipeline.teachers.contract import Answer, Common, Failure, Request, Sampling, Teacher, further
 
 if TYPE_CHECKING:
     import httpx
+    from anyio import CancelScope
 
-TRY_AGAIN: Final = {408, 409, 429}
+OK: Final = 200
+TOO_MANY: Final = 429
+TRY_AGAIN: Final = {408, 409}
 SETTINGS_WRONG: Final = {401, 403, 404}
-LONGEST_PAUSE: Final = 60.0  # seconds
+SERVER_ERROR: Final = 500
+ANSWER_BYTES: Final = 16 * 2**20  # an answer without log-probabilities is not longer
+LOGPROB_BYTES: Final = 256  # what one token and its log-probability may add to that
+ERROR_BYTES: Final = 2**16  # read of a refusal
+TOP_TOKENS: Final = 20  # the most that the protocol and vLLM give
+MOST_TOKENS: Final = 10**9  # counts above it are not true
+FEWEST_TO_STOP: Final = 4  # requests in a row that cannot be delivered, before that is taken to be no request's fault
+MORE_TO_STOP: Final = 64  # the same, once there were answers
+SHORTEST_STORM_PAUSE: Final = 0.01  # seconds
+LOWEST_LOGPROB: Final = -1e5  # vLLM writes -9999 for minus infinity
+ROUNDING: Final = 1e-3  # by which a log-probability may be above 0
+VERSION: Final = re.compile(r"([-:@]([0-9]{3,}|[0-9]{4}-[0-9]{2}-[0-9]{2}|latest))?(\.gguf)?")  # after a model's name
+SECRET_LENGTH: Final = 16  # shorter keys ("EMPTY") are no secrets, and occur in answers
+FINISHED: Final = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "end_turn"), "stop"),  # Together's, TGI's and Anthropic's words
+    **dict.fromkeys(("length", "model_length", "max_tokens"), "length"),  # Mistral's and Anthropic's
+}
+"""The finish reasons of an answer, and the standard's word for each. With any other one the text is not what the model would have said."""
 REFUSED_SAMPLING: Final = {
     "n": "set stages.sample.n",
     "seed": "set stages.sample.seed",
-    "structured_outputs": "set stages.sample.regex",
-    **dict.fromkeys(("model", "messages", "stream"), "the backend sets it"),
+    **dict.fromkeys(("structured_outputs", "response_format"), "set stages.sample.structured or regex"),
+    **dict.fromkeys(("model", "messages", "prompt", "stream"), "the backend sets it"),
     **dict.fromkeys(("add_generation_prompt", "continue_final_message"), "the prompt's block assistant_prefix sets it"),
-    **dict.fromkeys(("logprobs", "top_logprobs", "prompt_logprobs"), "log-probabilities are not stored"),
+    **dict.fromkeys(("top_logprobs", "prompt_logprobs"), "set stages.sample.soft_labels"),
+    **dict.fromkeys(("echo", "suffix", "best_of"), "an answer is stored as the model continued the prompt"),
 }
 
 
 def _address(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # a wrong port raises ValueError
         raise ValueError("must be an address such as http://127.0.0.1:8000/v1")
     if parts.username or parts.password or parts.query:
         raise ValueError("settings are no place for secrets; name an environment variable in api_key_env")
     return url.rstrip("/")
 
 
-class Server(BaseModel):
+class Server(Common):
     """Settings. ``api_key_env`` is the name of an environment variable; the key itself never stands in a file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
     backend: Literal["server"]
-    base_url: Annotated[str, AfterValidator(_address)]
+    base_url: Annotated[str, AfterValidator(_address)] = Field(description="the address up to and with /v1")
     model: str = Field(min_length=1)
     revision: str | None = Field(
-        None, description="what runs there, in words of yours; a change asks for everything anew"
+        default=None, description="what runs there, in words of yours; a change asks for everything anew"
     )
-    api_key_env: str | None = None
-    concurrency: int = Field(16, ge=1, description="requests under way at once")
-    timeout: float = Field(300.0, gt=0, description="seconds for one try")
-    retries: int = Field(5, ge=0, description="further tries after the first")
-    pause: float = Field(1.0, ge=0, description="seconds before the second try, doubled for each that follows")
+    answers_as: str | None = Field(
+        default=None,
+        min_length=1,
+        description="what the server calls the model in its answers, where that is another name; any other is a failure",
+    )
+    api: Literal["chat", "completions"] = Field(
+        default="chat", description="completions: the prompt's blocks are sent as one text, without a chat template"
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder or hub repository (in the local cache) of the model's tokenizer, to count prompt tokens beforehand",
+    )
+    tokenizer_revision: str | None = Field(
+        default=None, min_length=1, description="branch, tag or commit of the tokenizer's repository"
+    )
+    api_key_env: str | None = Field(default=None, description="name of the environment variable with the key")
+    concurrency: int = Field(default=16, ge=1, description="requests under way at once")
+    timeout: float = Field(default=300.0, gt=0, description="seconds for one try, from connecting to the last byte")
+    retries: int = Field(default=5, ge=0, description="further tries after the first")
+    pause: float = Field(
+        default=1.0,
+        ge=0,
+        description="seconds before the second try, doubled for each that follows, less a random part",
+    )
+    longest_pause: float = Field(
+        default=60.0, ge=0, description="seconds between two tries at most, whatever the server asks for"
+    )
+    patience: float = Field(
+        default=900.0,
+        ge=0,
+        description="seconds for which a request goes on being asked while the server says to slow down (429)",
+    )
 
 
 class _WrongSettings(Exception):
@@ -79,13 +154,72 @@ class _Undelivered(Failure):
 
 def name(settings: Server) -> str:
     """What responses and reports call this teacher."""
-    return settings.model
+    return settings.name or settings.model
 
 
 def identity(settings: Server) -> dict[str, JsonValue]:
     """Model and revision as the settings name them; the address where there is no revision."""
     found: dict[str, JsonValue] = {"backend": "server", "model": settings.model, "revision": settings.revision}
+    if settings.api != "chat":
+        found["api"] = settings.api
     return found if settings.revision else {**found, "base_url": settings.base_url}
+
+
+def counter(settings: Server) -> Callable[[Request], int] | None:
+    """Counts a prompt's tokens as vLLM's server does, with the setting ``tokenizer``; None without it.
+
+    Raises InputError where the tokenizer is not there or, when it counts, where its chat template refuses a prompt.
+
+    Limits: a server started with a chat template of its own is not known here.
+    """
+    if settings.tokenizer is None:
+        return None
+    tokenizer = _tokenizer(settings.tokenizer, settings.tokenizer_revision)
+
+    def count(request: Request) -> int:
+        assert request.messages is not None
+        more = further(request.sampling, REFUSED_SAMPLING)
+        if settings.api == "completions":
+            special = more.get("add_special_tokens", True)
+            return len(tokenizer(_text(request), add_special_tokens=special)["input_ids"])
+        variables: dict[str, Any] = {}
+        if "reasoning_effort" in more:
+            variables = {
+                "reasoning_effort": more["reasoning_effort"],
+                "enable_thinking": more["reasoning_effort"] != "none",
+            }
+        given = more.get("chat_template_kwargs")
+        variables |= given if isinstance(given, dict) else {}
+        variables["add_generation_prompt"] = not request.messages.assistant_prefix
+        variables["continue_final_message"] = bool(request.messages.assistant_prefix)
+        if "chat_template" in more:
+            variables["chat_template"] = more["chat_template"]
+        try:
+            text = tokenizer.apply_chat_template(_turns(request), tokenize=False, **variables)
+        except FAILURES as error:
+            raise InputError(
+                f"task.prompt: the chat template of {plain(str(settings.tokenizer))} refuses the prompt: {plain(str(error))}"
+            ) from None
+        return len(tokenizer(text, add_special_tokens=more.get("add_special_tokens", False))["input_ids"])
+
+    return count
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(source: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    path = str(Path(source).expanduser()) if source.startswith("~") else source
+    if source == "embedded":
+        path = str(embedded.folder())
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise InputError(
+            f"stages.sample.teacher.tokenizer: {plain(source)}: no tokenizer there ({plain(lines[0] if lines else '', 200)}); "
+            f"give its folder, or download it first (`hf download {plain(source)}`)"
+        ) from None
 
 
 @contextmanager
@@ -94,137 +228,563 @@ def connect(settings: Server, sampling: Sampling) -> Iterator[Teacher]:
 
     Raises InputError where the key's environment variable is not set or a sampling parameter is not the user's to set.
     """
-    import httpx
     from anyio.from_thread import start_blocking_portal
 
-    more = further(sampling, REFUSED_SAMPLING)
-    headers = {}
-    if settings.api_key_env is not None:
-        key = os.environ.get(settings.api_key_env)
-        if not key:
-            raise InputError(
-                f"stages.sample.teacher.api_key_env: the environment variable {plain(settings.api_key_env)} is not set; set it to the key"
-            )
-        headers["Authorization"] = f"Bearer {key}"
-    limits = httpx.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency)
+    further(sampling, REFUSED_SAMPLING)
+    key = _key(settings)
     # An event loop in a thread of its own: it works in a notebook, whose thread has one already, and Ctrl-C cancels what is under way.
     with start_blocking_portal() as portal:
-        client = httpx.AsyncClient(headers=headers, timeout=settings.timeout, limits=limits)
+        line = portal.call(_Line, settings, key)
+        watch = _Watch(settings)
 
-        def answer(requests: Sequence[Request]) -> list[Answer | Failure]:
+        def answer(requests: Iterator[Request]) -> Iterator[tuple[Request, Answer | Failure]]:
+            done: SimpleQueue[Future[bytes | Failure | None]] = SimpleQueue()
+            under_way: dict[Future[bytes | Failure | None], tuple[int, Request]] = {}
+            asked, ended = 0, False
             try:
-                results: list[Answer | Failure] = portal.call(
-                    _ask_all, client, settings, [_body(settings, sampling, more, request) for request in requests]
-                )
-            except _WrongSettings as error:
-                raise InputError(f"stages.sample.teacher: {error}") from None
-            if results and all(isinstance(result, _Undelivered) for result in results):
-                failure = results[0]
-                assert isinstance(failure, Failure)
-                raise RunError(
-                    f"teacher: {settings.base_url}: no request could be delivered ({plain(str(failure.evidence['problem']))}); "
-                    "start the server or check base_url, then run again"
-                )
-            return results
+                while True:
+                    # An answer that is there is given before the iterator is asked, which may take its time.
+                    while not ended and len(under_way) < settings.concurrency and done.empty():
+                        request = next(requests, None)
+                        if request is None:
+                            ended = True
+                            break
+                        body = json.dumps(_body(settings, request), ensure_ascii=False).encode()
+                        future = portal.start_task_soon(line.ask, body, _longest(request))
+                        under_way[future] = (asked, request)
+                        asked += 1
+                        future.add_done_callback(done.put)
+                    if not under_way:
+                        break
+                    future = done.get()
+                    number, request = under_way.pop(future)
+                    try:
+                        came = future.result()
+                    except _WrongSettings as error:
+                        raise InputError(f"stages.sample.teacher: {error}") from None
+                    if came is None:
+                        raise RunError("teacher: the connections to the server were closed while it was being asked")
+                    result = _read(came, settings, request, line) if isinstance(came, bytes) else came
+                    watch.note(number, result, nothing_left=ended and not under_way)
+                    yield request, result
+            finally:
+                if under_way and not line.closed:
+                    portal.call(line.cancel)
+                    wait(under_way)
 
         try:
             yield answer
         finally:
-            portal.call(client.aclose)
+            portal.call(line.close)
 
 
-def _body(settings: Server, sampling: Sampling, more: dict[str, JsonValue], request: Request) -> dict[str, Any]:
+class _Watch:
+    """Notices where it is no row's fault that there is no answer: all first requests, or very many in a row, come to nothing."""
+
+    def __init__(self, settings: Server) -> None:
+        self.settings = settings
+        self.first = max(settings.concurrency, FEWEST_TO_STOP)
+        self.well = False  # whether there ever was an answer
+        self.lost = 0  # of the first requests; later, in a row
+
+    def note(self, number: int, result: Answer | Failure, *, nothing_left: bool) -> None:
+        """Raises RunError or InputError that says what to do. Requests are numbered in the order in which they were sent."""
+        another = isinstance(result, Failure) and result.reason == "other_model"
+        if not isinstance(result, _Undelivered) and not another:
+            self.well, self.lost = True, 0
+            return
+        assert isinstance(result, Failure)
+        if self.well:
+            self.lost += 1
+            # Those that are told to slow down have waited long already, all of them at the same time.
+            hopeless = self.lost >= (
+                self.first if result.reason == "rate_limited" else max(4 * self.first, MORE_TO_STOP)
+            )
+        else:
+            self.lost += number < self.first
+            hopeless = self.lost >= self.first or nothing_left
+        if not hopeless:
+            return
+        if another:
+            model = str(result.evidence["model"])
+            raise InputError(
+                f"stages.sample.teacher.model: the server's answers say that they are of {model!r}, not of "
+                f"{plain(self.settings.model)!r}; if that is the same model, set answers_as: {model}"
+            )
+        stored = "what was answered before is stored; " if self.well else ""
+        raise RunError(
+            f"teacher: {self.settings.base_url}: no request could be delivered ({result.evidence['problem']}); "
+            f"{stored}start the server or check base_url, then run again"
+        )
+
+
+def _key(settings: Server) -> str | None:
+    if settings.api_key_env is None:
+        return None
+    where = f"stages.sample.teacher.api_key_env: the environment variable {plain(settings.api_key_env)}"
+    key = os.environ.get(settings.api_key_env)
+    if not key:
+        raise InputError(f"{where} is not set; set it to the key")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise InputError(f"{where} holds a space or a character that no key has; set it to the key alone")
+    return key
+
+
+def _turns(request: Request) -> list[dict[str, Any]]:
     assert request.messages is not None
+    turns: list[dict[str, Any]] = [
+        {"role": message.role, "content": message.content} for message in request.messages.messages
+    ]
+    if request.messages.assistant_prefix:
+        turns.append({"role": "assistant", "content": request.messages.assistant_prefix})
+    return turns
+
+
+def _text(request: Request) -> str:
+    """The prompt of ``api: completions``."""
+    return "".join(turn["content"] for turn in _turns(request))
+
+
+def _body(settings: Server, request: Request) -> dict[str, Any]:
+    assert request.messages is not None
+    sampling = request.sampling
+    chat = settings.api == "chat"
     body: dict[str, Any] = {
         "model": settings.model,
-        "messages": [message.model_dump() for message in request.messages.messages],
+        **({"messages": _turns(request)} if chat else {"prompt": _text(request)}),
         "temperature": sampling["temperature"],
         "top_p": sampling["top_p"],
         "max_tokens": sampling["max_tokens"],
         "seed": request.seed,
-        **more,
+        **further(sampling, REFUSED_SAMPLING),
     }
     if sampling["stop"]:
         body["stop"] = sampling["stop"]
-    if sampling["regex"] is not None:
-        body["structured_outputs"] = {"regex": sampling["regex"]}
-    if request.messages.assistant_prefix:
-        body["messages"].append({"role": "assistant", "content": request.messages.assistant_prefix})
+    structured: Any = sampling["structured"]
+    if structured is not None and "json" in structured:
+        schema = {"name": "answer", "schema": structured["json"], "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif structured is not None:
+        body["structured_outputs"] = structured
+    if chat and request.messages.assistant_prefix:
         body |= {"add_generation_prompt": False, "continue_final_message": True}
+    soft = sampling.get("soft_labels") is not None
+    if soft or sampling.get("logprobs"):
+        body["logprobs"] = True if chat else TOP_TOKENS if soft else 1
+    if soft and chat:
+        body["top_logprobs"] = TOP_TOKENS
     return body
 
 
-async def _ask_all(
-    client: "httpx.AsyncClient", settings: Server, bodies: list[dict[str, Any]]
-) -> list[Answer | Failure]:
-    """One result for each body, in their order, at most ``concurrency`` at once."""
-    import anyio
-
-    results: list[Answer | Failure | None] = [None] * len(bodies)
-    wrong: list[_WrongSettings] = []
-    slots = anyio.CapacityLimiter(settings.concurrency)
-    async with anyio.create_task_group() as group:
-
-        async def ask(place: int) -> None:
-            async with slots:
-                try:
-                    results[place] = await _ask(client, settings, bodies[place])
-                except _WrongSettings as error:
-                    wrong.append(error)
-                    group.cancel_scope.cancel()
-
-        for place in range(len(bodies)):
-            group.start_soon(ask, place)
-    if wrong:
-        raise wrong[0]
-    return [result for result in results if result is not None]
+def _longest(request: Request) -> int:
+    """Bytes that the answer to a request can have."""
+    tokens = 0
+    if request.sampling.get("soft_labels") is not None:
+        tokens = 1 + TOP_TOKENS
+    elif request.sampling.get("logprobs"):
+        tokens = 2
+    return ANSWER_BYTES + min(request.max_tokens, 2**20) * tokens * LOGPROB_BYTES
 
 
-async def _ask(client: "httpx.AsyncClient", settings: Server, body: dict[str, Any]) -> Answer | Failure:
-    import anyio
-    import httpx
+@dataclass(frozen=True)
+class _Reply:
+    """What came of one try. Without a status the connection broke, or the time was up."""
 
-    url = f"{settings.base_url}/chat/completions"
-    problem, status = "", None
-    for attempt in range(settings.retries + 1):
-        pause = settings.pause * 2**attempt
+    status: int | None
+    content: bytes = b""
+    problem: str = ""
+    retry_after: float = 0.0
+    too_late: bool = False
+
+
+class _Line:
+    """The way to the server, used in one event loop: it sends bodies and knows how fast that may go. Ends with ``close``."""
+
+    def __init__(self, settings: Server, key: str | None) -> None:
+        import anyio
+        import httpx
+
+        self.settings = settings
+        self.url = f"{settings.base_url}/{'chat/completions' if settings.api == 'chat' else 'completions'}"
+        self.spellings = [] if key is None else _spellings(key)
+        self.secret = key is not None and len(key) >= SECRET_LENGTH
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
         try:
-            response = await client.post(url, json=body)
-        except httpx.RequestError as error:
-            problem, status = f"{type(error).__name__}: {error}".removesuffix(": "), None
-        else:
-            status = response.status_code
-            if status == HTTPStatus.OK:
-                return _result(response.content)
-            problem = plain(response.text)
-            if status in SETTINGS_WRONG:
-                raise _WrongSettings(f"{url} answers {status}: {problem}; check model, base_url and api_key_env")
-            if status not in TRY_AGAIN and status < HTTPStatus.INTERNAL_SERVER_ERROR:
-                return Failure("refused", {"status": status, "problem": problem})
-            pause = max(pause, _seconds(response.headers.get("retry-after")))
-        if attempt < settings.retries:
-            await anyio.sleep(min(pause, LONGEST_PAUSE))
-    return _Undelivered("server_error", {"status": status, "problem": plain(problem), "tries": settings.retries + 1})
+            httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise InputError(f"stages.sample.teacher.base_url: {plain(str(error))}; check the address") from None
+        self.client = httpx.AsyncClient(
+            headers=headers,
+            timeout=None,  # a try is timed as a whole
+            limits=httpx.Limits(max_connections=settings.concurrency, max_keepalive_connections=0),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        )
+        self.slots = anyio.CapacityLimiter(settings.concurrency)
+        self.scopes: set[CancelScope] = set()
+        self.closed = False
+        self.wait_until = self.slowed_at = -math.inf
+        self.storm = 0  # times in a row that the server said to slow down
+        self.answered = 0  # since the number of slots last changed
+
+    async def ask(self, body: bytes, longest: int) -> bytes | Failure | None:
+        """The answer's bytes or a failure; None where it was cancelled. Raises _WrongSettings."""
+        import anyio
+
+        with anyio.CancelScope() as scope:
+            self.scopes.add(scope)
+            try:
+                return await self._ask(body, longest)
+            finally:
+                self.scopes.discard(scope)
+        return None
+
+    async def cancel(self) -> None:
+        """End all that is under way."""
+        for scope in self.scopes:
+            scope.cancel()
+
+    async def close(self) -> None:
+        """End all that is under way, and let go of the connections."""
+        self.closed = True
+        await self.cancel()
+        await self.client.aclose()
+
+    def hide(self, text: str) -> str:
+        """The text without the key, however it is spelt there."""
+        for spelling in self.spellings:
+            text = text.replace(spelling, "[key]")
+        return text
+
+    async def _ask(self, body: bytes, longest: int) -> bytes | Failure:
+        import anyio
+
+        tries = retries = 0
+        refused = ""
+        patient_until = math.inf
+        while True:
+            if not await self._turn(patient_until):
+                return _Undelivered("rate_limited", {"status": TOO_MANY, "problem": refused, "tries": tries})
+            sent = anyio.current_time()
+            try:
+                reply = await self._try(body, longest)
+            finally:
+                self.slots.release()
+            tries += 1
+            problem = plain(self.hide(reply.problem))
+            if reply.status == TOO_MANY:
+                self._slow_down(sent, reply.retry_after)
+                refused = problem
+                patient_until = min(patient_until, sent + self.settings.patience)
+                continue
+            if reply.status is not None and reply.status < SERVER_ERROR:
+                self._speed_up()
+                if reply.status == OK:
+                    return Failure("unreadable_answer", {"problem": problem}) if problem else reply.content
+                if reply.status in SETTINGS_WRONG:
+                    raise _WrongSettings(
+                        f"{self.url} answers {reply.status}: {problem}; check model, base_url and api_key_env"
+                    )
+                if reply.status not in TRY_AGAIN:
+                    return Failure("refused", {"status": reply.status, "problem": problem})
+            if retries == self.settings.retries:
+                reason = "timed_out" if reply.too_late else "connection_failed"
+                if reply.status is not None:
+                    reason = "server_error"
+                return _Undelivered(reason, {"status": reply.status, "problem": problem, "tries": tries})
+            retries += 1
+            await anyio.sleep(self._pause(self.settings.pause, retries, reply.retry_after))
+
+    async def _turn(self, until: float) -> bool:
+        """Wait for a slot, which is then taken, and for the end of everybody's pause; False where that is not before ``until``."""
+        import anyio
+
+        with anyio.CancelScope(deadline=until):
+            await self.slots.acquire()
+            try:
+                while (left := self.wait_until - anyio.current_time()) > 0:
+                    await anyio.sleep(left)
+            except anyio.get_cancelled_exc_class():
+                self.slots.release()
+                raise
+            return True
+        return False
+
+    async def _try(self, body: bytes, longest: int) -> _Reply:
+        import anyio
+        import httpx
+
+        with anyio.move_on_after(self.settings.timeout):
+            try:
+                async with self.client.stream("POST", self.url, content=body) as response:
+                    status = response.status_code
+                    content = bytearray()
+                    problem = await _receive(response, content, longest if status == OK else ERROR_BYTES)
+                    if status == OK:
+                        return _Reply(status, bytes(content), problem)
+                    if "location" in response.headers:
+                        problem = f"redirects to {response.headers['location']}"
+                    else:
+                        problem = content.decode(errors="replace") or problem
+                    return _Reply(status, problem=problem, retry_after=_seconds(response.headers.get("retry-after")))
+            except (httpx.RequestError, httpx.InvalidURL) as error:  # the latter for a redirection
+                return _Reply(None, problem=f"{type(error).__name__}: {error}".removesuffix(": "))
+        return _Reply(None, problem=f"no whole answer within {self.settings.timeout:g} seconds", too_late=True)
+
+    def _slow_down(self, sent: float, retry_after: float) -> None:
+        """Let all requests wait, and have half as many under way; once for all of those that were sent together."""
+        import anyio
+
+        now = anyio.current_time()
+        if sent >= self.slowed_at:
+            self.slowed_at = now
+            self.storm += 1
+            self.answered = 0
+            self.slots.total_tokens = max(1, int(self.slots.total_tokens) // 2)
+        pause = self._pause(max(self.settings.pause, SHORTEST_STORM_PAUSE), self.storm, retry_after)
+        self.wait_until = max(self.wait_until, now + pause)
+
+    def _speed_up(self) -> None:
+        """One more under way, up to ``concurrency``, for each round that went well."""
+        self.storm = 0
+        self.answered += 1
+        if self.answered >= self.slots.total_tokens < self.settings.concurrency:
+            self.answered = 0
+            self.slots.total_tokens += 1
+
+    def _pause(self, first: float, tries: int, retry_after: float) -> float:
+        pause = first * 2.0 ** min(tries - 1, 30) * random.uniform(0.5, 1)
+        return min(max(pause, retry_after), self.settings.longest_pause)
+
+
+async def _receive(response: "httpx.Response", content: bytearray, longest: int) -> str:
+    """Read a body into ``content``, no more than ``longest`` bytes of it even where it is packed; what is wrong with it, or ''."""
+    coding = response.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+        return f"encoded as {coding}, which was not asked for"
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32) if coding not in ("", "identity") else None
+    try:
+        async for raw in response.aiter_raw():
+            content += raw if unpack is None else unpack.decompress(raw, longest + 1 - len(content))
+            if len(content) > longest:
+                del content[longest:]
+                return f"longer than {longest:,} bytes"
+    except zlib.error:
+        return f"not encoded as {coding}, though it says so"
+    return f"its {coding} encoding breaks off" if unpack is not None and not unpack.eof else ""
 
 
 def _seconds(retry_after: str | None) -> float:
-    try:
-        seconds = float(retry_after or 0)
-    except ValueError:  # an HTTP date
+    """How long ``Retry-After`` says to wait: a number of seconds, or a date. 0 where it says nothing that can be understood."""
+    if retry_after is None:
         return 0.0
-    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return 0.0
+    return 0.0 if math.isnan(seconds) else max(seconds, 0.0)
 
 
-def _result(content: bytes) -> Answer | Failure:
+def _spellings(key: str) -> list[str]:
+    """The key as it can stand in a text."""
+    quoted = json.dumps(key)[1:-1]
+    found = {key, quoted, quoted.replace("/", "\\/"), quote(key), quote(key, safe="")}
+    return sorted(found, key=len, reverse=True)
+
+
+def _read(content: bytes, settings: Server, request: Request, line: _Line) -> Answer | Failure:
+    """The answer that the bytes hold, or why there is none."""
+    shown = plain(line.hide(content[: 2**16].decode(errors="replace")), 1000)
     try:
         found = strict_json(content)
-        choice, usage = found["choices"][0], found.get("usage") or {}
-        text, reason = choice["message"]["content"], choice["finish_reason"]
-        tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return Failure("unreadable_answer", {"answer": plain(content[:1000].decode(errors="replace"))})
-    if not isinstance(text, str) or not isinstance(reason, str):
-        return Failure(
-            "no_text", {"finish_reason": plain(str(reason)), "answer": plain(content[:1000].decode(errors="replace"))}
-        )
-    return Answer(text, reason, *tokens)
+    except ValueError as error:
+        return Failure("unreadable_answer", {"problem": plain(line.hide(str(error))), "answer": shown})
+    if not isinstance(found, dict):
+        return Failure("unreadable_answer", {"problem": "not a JSON object", "answer": shown})
+    usage = found.get("usage")
+    prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+
+    def failure(reason: str, **evidence: JsonValue) -> Failure:
+        return Failure(reason, {**evidence, "answer": shown}, prompt_tokens, completion_tokens)
+
+    choice = _first_choice(found.get("choices"))
+    if choice is None:
+        return failure("unreadable_answer", problem="not one choice with index 0")
+    model = found.get("model")
+    if model is not None and not _is_asked(settings, model):
+        return failure("other_model", model=plain(line.hide(str(model)), 100))
+    message = choice.get("message") if settings.api == "chat" else choice
+    if not isinstance(message, dict):
+        return failure("unreadable_answer", problem="a choice without a message")
+    reason = choice.get("finish_reason")
+    if not isinstance(reason, str) or reason not in FINISHED:
+        return failure("not_finished", finish_reason=plain(line.hide(str(reason)), 100))
+    text = message.get("content" if settings.api == "chat" else "text")
+    if not isinstance(text, str):
+        return failure("no_text", finish_reason=reason)
+    if line.secret and line.hide(text) != text:
+        return failure("key_in_answer")
+    tokens = _tokens(choice.get("logprobs"))
+    details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+    cached = _count(details, "cached_tokens")
+    mean = None
+    if tokens and request.sampling.get("logprobs"):
+        mean = math.fsum(token.logprob for token in tokens) / len(tokens)
+    soft: Any = request.sampling.get("soft_labels")
+    labels = label_logprobs(tokens, text, soft["after"], soft["labels"]) if tokens and soft is not None else None
+    return Answer(
+        text=text,
+        finish_reason=FINISHED[reason],
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        cached_tokens=cached if cached <= prompt_tokens else 0,
+        mean_logprob=mean,
+        label_logprobs=labels,
+    )
+
+
+def _first_choice(choices: object) -> dict[str, Any] | None:
+    """The choice with index 0, wherever it stands; one alone may have no index."""
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        return None
+    first = [choice for choice in choices if type(choice.get("index")) is int and choice["index"] == 0]
+    if len(choices) == 1 and choices[0].get("index") is None:
+        first = choices
+    return first[0] if len(first) == 1 else None
+
+
+def _is_asked(settings: Server, model: object) -> bool:
+    """Whether an answer's model is the one asked for: by its name without owner, to which a version may be added (gpt-4o-2024-08-06)."""
+    if settings.answers_as is not None or not isinstance(model, str):
+        return model == settings.answers_as
+    asked, answered = (name.rstrip("/").rpartition("/")[2].lower() for name in (settings.model, model))
+    asked = asked.removesuffix("latest").rstrip("-:@") or asked
+    return answered.startswith(asked) and VERSION.fullmatch(answered, len(asked)) is not None
+
+
+def _count(usage: object, name: str) -> int:
+    """A number of tokens; 0 where there is none, or none that can be true."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and 0 <= count <= MOST_TOKENS else 0
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of an answer: its text, its log-probability, and those of the likeliest tokens in its place, itself among them."""
+
+    text: str
+    logprob: float
+    likeliest: dict[str, float]
+
+
+def _tokens(found: Any) -> list[Token] | None:
+    """The tokens of an answer, of either protocol; None where they are not all there."""
+    try:
+        if found.get("content") is not None:
+            return [
+                _token(
+                    one["token"],
+                    one["logprob"],
+                    [(top["token"], top["logprob"]) for top in one.get("top_logprobs") or ()],
+                )
+                for one in found["content"]
+            ]
+        top = found.get("top_logprobs") or [None] * len(found["tokens"])
+        together = zip(found["tokens"], found["token_logprobs"], top, strict=True)
+        return [_token(text, logprob, list((likeliest or {}).items())) for text, logprob, likeliest in together]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _token(text: object, logprob: object, likeliest: list[tuple[object, object]]) -> Token:
+    """Raises ValueError for what is no text or cannot be a log-probability."""
+    if all(text != other for other, _ in likeliest):
+        likeliest = [*likeliest, (text, logprob)]
+    found: dict[str, float] = {}
+    for other, value in likeliest:
+        found[_is_text(other)] = _added(found.get(_is_text(other)), _is_logprob(value))
+    return Token(_is_text(text), _is_logprob(logprob), found)
+
+
+def _is_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not the text of a token")
+    return value
+
+
+def _is_logprob(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not LOWEST_LOGPROB <= value <= ROUNDING:
+        raise ValueError("not a log-probability")
+    return min(float(value), 0.0)
+
+
+def _added(one: float | None, other: float) -> float:
+    """The logarithm of the sum of two probabilities."""
+    if one is None:
+        return other
+    return min(max(one, other) + math.log1p(math.exp(-abs(one - other))), 0.0)
+
+
+def label_logprobs(tokens: Sequence[Token], text: str, after: str, labels: Sequence[str]) -> dict[str, float] | None:
+    """The log-probability of each label that was seen behind the last ``after`` of the answer ``text``; None where none was.
+
+    ``after`` may end within a token. White space does not count in finding the place: some servers leave it out of a token's text.
+    """
+    place = text.rfind(after) if after else 0
+    if place < 0:
+        return None
+    before = _squeezed(text[: place + len(after)])
+    said, first = "", 0
+    while first < len(tokens) and len(said + _squeezed(tokens[first].text)) <= len(before):
+        said += _squeezed(tokens[first].text)
+        first += 1
+    if first == len(tokens) or not (said + _squeezed(tokens[first].text)).startswith(before):
+        return None
+    begun = before[len(said) :]  # what of ``after`` is in the label's first token
+    found: dict[str, float] = {}
+    written, logprob = "", 0.0
+    for token in tokens[first:]:
+        following: str | None = None
+        for other, value in token.likeliest.items():
+            rest = _behind(other, begun)
+            if rest is None:
+                continue
+            candidate = (written + rest).lstrip()
+            meant = _meant(candidate, labels)
+            if len(meant) == 1:
+                found[meant[0]] = _added(found.get(meant[0]), logprob + value)
+            elif meant and other == token.text:
+                following = candidate
+        if following is None:
+            return found or None
+        written, logprob, begun = following, logprob + token.logprob, ""
+    if written in labels:  # the answer ends with a label that another one begins with
+        found[written] = _added(found.get(written), logprob)
+    return found or None
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _behind(text: str, begun: str) -> str | None:
+    """What of a token's text follows ``begun``, white space aside; None where it begins otherwise."""
+    for character in begun:
+        text = text.lstrip()
+        if not text.startswith(character):
+            return None
+        text = text[1:]
+    return text
+
+
+def _meant(candidate: str, labels: Sequence[str]) -> list[str]:
+    """The labels that a text can become, or the one that it has become: the longest that it begins with, up to a word's end."""
+    begins = [label for label in labels if label.startswith(candidate)]
+    if begins:
+        return begins if candidate else [*begins, ""]  # nothing yet is never one label's
+    complete = [label for label in labels if candidate.startswith(label) and not candidate[len(label)].isalnum()]
+    return [max(complete, key=len)] if complete else []
