@@ -51,11 +51,11 @@ def ask(
             _fill(asking, respondent, rows, store, meters[respondent.name], purse, total)
             for respondent in asking.respondents
         ]
-        _say_what_was_asked(asked, meters)
+        _say_what_was_asked(asking.stage, asked, meters)
         if purse.too_large:
             raise RunError(
-                f"sample: {purse.too_large:,} requests can each take more than the whole of stages.sample.budget and were not asked; "
-                f"{purse.spent}; raise the budget or lower stages.sample.max_tokens"
+                f"{asking.stage}: {purse.too_large:,} requests can each take more than the whole budget and were not asked; "
+                f"{purse.spent}; raise stages.{asking.stage}.budget or lower max_tokens"
             )
         places = [0] * len(asked)
         for prompt in rows():
@@ -105,7 +105,7 @@ def _fill(
                     yield request
 
     expected = None if total is None or not respondent.takes_all else total * asking.n
-    with bar(f"sample ({plain(respondent.name, 24)})", expected, "requests") as advance:
+    with bar(f"{asking.stage} ({plain(respondent.name, 24)})", expected, "requests") as advance:
         wanted = missing(advance)
         first = next(wanted, None)
         if first is None:
@@ -114,7 +114,7 @@ def _fill(
         priced = budget is not None and (budget.tokens is not None or budget.usd is not None)
         count = teachers.counter(settings) if priced else None
         if settings.backend == "vllm":
-            say_line(f"sample: starting the teacher ({plain(respondent.name)})")
+            say_line(f"{asking.stage}: starting the teacher ({plain(respondent.name)})")
         if asking.engine == "local":
             connected = teachers.connect(settings, first.sampling)
         else:
@@ -161,8 +161,8 @@ def _fill(
                     break
                 if not answered:
                     raise RunError(
-                        f"sample: the budget of {purse.refused} does not hold another request; {purse.spent}; "
-                        "run again to go on with a fresh budget, or raise stages.sample.budget"
+                        f"{asking.stage}: the budget of {purse.refused} does not hold another request; {purse.spent}; "
+                        f"run again to go on with a fresh budget, or raise stages.{asking.stage}.budget"
                     )
     return families, failures
 
@@ -231,10 +231,10 @@ def _note(meter: Meter, purse: Purse) -> Callable[[], str]:
     return words
 
 
-def _say_what_was_asked(asked: list[Asked], meters: dict[str, Meter]) -> None:
+def _say_what_was_asked(stage: str, asked: list[Asked], meters: dict[str, Meter]) -> None:
     total = sum(len(families) // FAMILY_BYTES for families, _ in asked)
     now = sum(meter.requests for meter in meters.values())
-    say_line(f"sample: {now:,} of {total:,} requests asked, {total - now:,} answered from the response store")
+    say_line(f"{stage}: {now:,} of {total:,} requests asked, {total - now:,} answered from the response store")
 
 
 def record_of(respondent: Respondent, identity: str, request: Request, answer: Answer) -> Stored:

@@ -510,7 +510,9 @@ def _ask_teacher(
     for asked in rounds:
         given = [
             response
-            for response in answers([row.prompt for row in asked], **sample, responses=responses, meters=meters)
+            for response in answers(
+                [row.prompt for row in asked], **sample, responses=responses, meters=meters, stage="evaluate"
+            )
             if isinstance(response, Response)
         ]
         texts = {response.prompt: response.text for response in reversed(given)}

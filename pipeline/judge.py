@@ -19,20 +19,20 @@ by a JSON schema; a server that takes no schemas leaves it to the rubric to say 
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
-from pipeline import outputs, prompts, requests, sample, teachers
+from pipeline import outputs, prompts, requests, sample, teachers, usage
 from pipeline.asking import ask
 from pipeline.binding import From, InputPath
-from pipeline.files import InputError, RunError, atomic, canonical_json, plain, strict_json, write_json
+from pipeline.files import InputError, RunError, plain, strict_json, write_json
 from pipeline.outputs import Job, Totals
 from pipeline.records import Drop, Example, Judgement, Manifest, Prompt, Response, Target
 from pipeline.requests import Asking, all_requests
-from pipeline.sample import SPEED, TEMPLATES
+from pipeline.sample import TEMPLATES
 from pipeline.spending import Budget, Meter, cost
 from pipeline.teachers import TeacherSettings
 from pipeline.text import excerpt
@@ -119,7 +119,7 @@ def resolve(
     )
     with _as_judge():
         asking = requests.resolve(identities, teacher=[teacher], prompt=prompt, chunk=chunk, budget=budget, **asked)
-    return Judging(asking, show_gold, on_failure)
+    return Judging(replace(asking, stage="judge"), show_gold, on_failure)
 
 
 def judge(job: Job, **settings: Any) -> Generator[Example | Drop, None, Totals]:
@@ -154,10 +154,7 @@ def judge(job: Job, **settings: Any) -> Generator[Example | Drop, None, Totals]:
             else:
                 failed[answer.reason if isinstance(answer, Drop) else "unreadable"] += 1
                 yield example if judging.on_failure == "keep" else found
-    meter = meters[respondent.name]
-    if meter.requests:
-        with atomic(job.folder / SPEED) as file:
-            file.write(canonical_json({respondent.name: _facts(meter)}) + b"\n")
+    usage.keep(job.folder, meters, {})
     judged = sum(scores.values())
     details: dict[str, object] = {
         "judge": respondent.name,
@@ -263,20 +260,6 @@ def _judgement(example: Example, answer: Response | Drop, judge: str) -> Judgeme
         "text": excerpt(answer.text, 400),
     }
     return Drop(id=example.id, reason="not_judged", evidence=evidence)
-
-
-def _facts(meter: Meter) -> dict[str, Any]:
-    seconds = max(meter.seconds, 1e-3)
-    return {
-        "requests": meter.requests,
-        "seconds": seconds,
-        "requests_per_second": meter.requests / seconds,
-        "tokens_per_second": meter.completion_tokens / seconds,
-        "prompt_tokens": meter.prompt_tokens,
-        "completion_tokens": meter.completion_tokens,
-        "failures": dict(meter.failures),
-        "cost": meter.cost,
-    }
 
 
 @contextmanager

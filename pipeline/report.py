@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from pipeline import outputs, sample
+from pipeline import outputs, usage
 from pipeline.evaluate import METRICS, RATIONALES, SPEEDS, Comparison, Interval, Metrics, Rationale, Speeds
 from pipeline.files import RunError, atomic, plain, read_jsonl
 from pipeline.records import Drop, Example, Manifest, Prompt, Record
@@ -129,8 +129,8 @@ def _page(run: Path, title: str, kept_rows: int, rows_per_reason: int, seed: int
         manifests=manifests,
         funnel=funnel(manifests),
         out_of_date=out_of_date(manifests),
-        teachers=sample.figures(manifests["sample"]) if sampled else {},
-        asked=sample.measured(sampled) if sampled else {},
+        teachers=usage.figures(manifests["sample"]) if sampled else {},
+        asked=usage.measured(sampled) if sampled else {},
         metrics=_metrics(evaluated),
         speeds=_speeds(evaluated),
         models=MODELS,

@@ -111,6 +111,7 @@ class Asking:
     engine: Literal["local", "ray"] = "local"
     workers: int = 1
     cluster: RayCluster = field(default_factory=RayCluster)
+    stage: str = "sample"  # for what is said while asking
 
 
 def resolve(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import evaluate, outputs, provenance, sample, teachers
+from pipeline import evaluate, outputs, provenance, sample, teachers, usage
 from pipeline.config import Config
 from pipeline.files import InputError, plain
 from pipeline.ingest import prompts
@@ -175,13 +175,13 @@ def sampling(folder: Path) -> dict[str, dict[str, Any]]:
     ``result`` counts all requests, whenever they were asked; ``asked`` (None where the store answered all) is what was measured of those
     that were asked for this result.
     """
-    measured = sample.measured(folder)
+    measured = usage.measured(folder)
     return {
         name: {
             "result": found.model_dump(),
             "asked": measured[name].model_dump() if name in measured and measured[name].requests else None,
         }
-        for name, found in sample.figures(outputs.read_manifest(folder)).items()
+        for name, found in usage.figures(outputs.read_manifest(folder)).items()
     }
 
 
@@ -213,7 +213,7 @@ def estimate(config: Config) -> Estimate:
     )
 
 
-def _estimate(name: str, asked: sample.ToAsk, price: Price | None, speed: sample.Facts | None) -> TeacherEstimate:
+def _estimate(name: str, asked: sample.ToAsk, price: Price | None, speed: usage.Facts | None) -> TeacherEstimate:
     seconds = at_most = None
     if not asked.completion_tokens_at_most:  # nothing to ask, or recorded completions
         seconds = at_most = 0.0
@@ -299,10 +299,10 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return sum(known) if found and len(known) == len(found) else None
 
 
-def _measured(run: Path) -> dict[str, sample.Facts]:
+def _measured(run: Path) -> dict[str, usage.Facts]:
     """What the last sampling in this run that asked a teacher measured of it, by the teacher's name; also one that was stopped."""
-    found: dict[str, sample.Facts] = {}
-    files = sorted((run / "sample").glob(f"*/{sample.SPEED}"), key=lambda path: path.stat().st_mtime)
+    found: dict[str, usage.Facts] = {}
+    files = sorted((run / "sample").glob(f"*/{usage.SPEED}"), key=lambda path: path.stat().st_mtime)
     for path in files:
-        found |= {name: facts for name, facts in sample.measured(path.parent).items() if facts.requests}
+        found |= {name: facts for name, facts in usage.measured(path.parent).items() if facts.requests}
     return found

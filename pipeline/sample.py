@@ -11,25 +11,23 @@ Limits: a failed request is not stored; it is asked again by the next run with a
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import JsonValue
 
-from pipeline import outputs, prompts, shots, teachers
+from pipeline import outputs, prompts, shots, teachers, usage
 from pipeline.asking import ask
-from pipeline.files import atomic, canonical_json, strict_json, write_json
+from pipeline.files import canonical_json, write_json
 from pipeline.outputs import Job, Totals
 from pipeline.progress import bar
-from pipeline.records import Drop, Manifest, Prompt, Record, Response
+from pipeline.records import Drop, Manifest, Prompt, Response
 from pipeline.requests import TEACHER, Asking, all_requests, from_manifest, resolve, sent_of
 from pipeline.responses import Answered, read_store
-from pipeline.spending import Meter, at_most, cost, prompt_bound
-from pipeline.teachers import Price, Request
+from pipeline.spending import Meter, at_most, prompt_bound
+from pipeline.teachers import Request
 
-SPEED: Final = "run-speed.json"  # in the stage's folder: what was asked for this result, how fast, and what it cost
 CHARACTERS_A_TOKEN: Final = 4  # English text and common tokenizers; for estimates where there is no tokenizer
 TEMPLATES: Final = "templates.json"  # in the stage's folder: the prompt template and all it includes, as they were used
 SHOTS: Final = "shots.json"  # in the stage's folder: the few-shot examples as they were used
@@ -47,9 +45,11 @@ def sample(job: Job, **settings: Any) -> Generator[Response | Drop, None, Totals
         write_json(job.folder / SHOTS, shots.snapshot(asking.shots))
     folder = job.inputs["ingest"]
     total = sum(file.rows or 0 for file in outputs.row_files(folder))
-    before = measured(job.folder)  # by a call that was stopped before it had a result; what it took belongs to this one
+    before = usage.measured(
+        job.folder
+    )  # by a call that was stopped before it had a result; what it took belongs to this one
     meters: dict[str, Meter] = {}
-    counts = {respondent.name: _Counts() for respondent in asking.respondents}
+    counts = {respondent.name: usage.Tally() for respondent in asking.respondents}
     rows_in = 0
     try:
         for row in ask(asking, lambda: outputs.read(folder, Prompt), job.responses, total=total, meters=meters):
@@ -57,137 +57,26 @@ def sample(job: Job, **settings: Any) -> Generator[Response | Drop, None, Totals
             counts[row.teacher if isinstance(row, Response) else str(row.evidence["teacher"])].add(row)
             yield row
     finally:
-        with suppress(OSError):  # it is but a measurement; on a full disk the reason why the work failed counts
-            _keep(job.folder, meters, before)
+        usage.keep(job.folder, meters, before)
     prices = {teachers.name(one): one.price for one in settings["teacher"]}
     asked: dict[str, object] = {name: found.details(prices[name]) for name, found in counts.items()}
     return Totals(rows_in=rows_in, details={"teachers": asked, "sampling": asking.sampling, "seed": asking.seed})
 
 
-class Facts(Record):
-    """What run-speed.json holds of one teacher: all that it was asked for this result, in one call of `stepdistill run` or in several.
-
-    ``seconds`` leave its start out; rates are those of all of them. ``cost`` is in the currency of the prices, 0 without a price. A call
-    that was killed (SIGKILL, power) is not in it, though its answers are in the store.
-    """
-
-    requests: int
-    answers: int
-    seconds: float
-    requests_per_second: float
-    tokens_per_second: float
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    finish_reasons: dict[str, int]
-    failures: dict[str, int]
-    cost: float
-
-
-class Figures(Record):
-    """What came of one teacher's requests, whenever they were asked: ``details["teachers"]`` of the stage's manifest, by its name.
-
-    ``answers`` are the distinct ones behind the ``responses`` (rows with the same rendered prompt share one), tokens are theirs.
-    """
-
-    requests: int
-    responses: int
-    answers: int
-    prompt_tokens: int
-    completion_tokens: int
-    failures: dict[str, int]
-    cost_of_tokens: float
-
-
-@dataclass
-class _Counts:
-    """What comes of one teacher's requests. Of each answer 8 bytes of its key are held, to count it once."""
-
-    requests: int = 0
-    responses: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    seen: set[int] = field(default_factory=set)
-
-    def add(self, row: Response | Drop) -> None:
-        self.requests += 1
-        if isinstance(row, Drop):
-            self.failures[row.reason] += 1
-            return
-        self.responses += 1
-        key = int(row.request[:16], 16)
-        if key not in self.seen:
-            self.seen.add(key)
-            self.prompt_tokens += row.prompt_tokens
-            self.completion_tokens += row.completion_tokens
-
-    def details(self, price: Price | None) -> dict[str, Any]:
-        return Figures(
-            requests=self.requests,
-            responses=self.responses,
-            answers=len(self.seen),
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            failures=dict(sorted(self.failures.items())),
-            cost_of_tokens=round(cost(price, self.prompt_tokens, self.completion_tokens, 0.0), 6),
-        ).model_dump()
-
-
-def _keep(folder: Path, meters: Mapping[str, Meter], before: Mapping[str, Facts]) -> None:
-    """Write run-speed.json, where anything was asked."""
-    if not any(meter.requests for meter in meters.values()):
-        return
-    found = {name: _facts(meter, before.get(name)).model_dump() for name, meter in meters.items()}
-    with atomic(folder / SPEED) as file:
-        file.write(canonical_json(found) + b"\n")
-
-
-def _facts(meter: Meter, before: Facts | None) -> Facts:
-    seconds = max(meter.seconds + (before.seconds if before else 0.0), 1e-3)
-    requests = meter.requests + (before.requests if before else 0)
-    completion_tokens = meter.completion_tokens + (before.completion_tokens if before else 0)
-    return Facts(
-        requests=requests,
-        answers=meter.answers + (before.answers if before else 0),
-        seconds=seconds,
-        requests_per_second=requests / seconds,
-        tokens_per_second=completion_tokens / seconds,
-        prompt_tokens=meter.prompt_tokens + (before.prompt_tokens if before else 0),
-        cached_tokens=meter.cached_tokens + (before.cached_tokens if before else 0),
-        completion_tokens=completion_tokens,
-        finish_reasons=dict(meter.finish_reasons + Counter(before.finish_reasons if before else {})),
-        failures=dict(meter.failures + Counter(before.failures if before else {})),
-        cost=meter.cost + (before.cost if before else 0.0),
-    )
-
-
-def measured(folder: Path) -> dict[str, Facts]:
-    """What was measured of each teacher, by its name; empty where nothing was asked for this result, or by an earlier version."""
-    try:
-        found = strict_json((folder / SPEED).read_bytes())
-        return {name: Facts.model_validate(facts) for name, facts in found.items()}
-    except (OSError, ValueError, AttributeError):  # no part of the result: without it only its figures are missing
-        return {}
-
-
-def figures(manifest: Manifest) -> dict[str, Figures]:
-    """What came of each teacher's requests, by its name; empty for a result of an earlier version."""
-    found: Any = manifest.details.get("teachers", {})
-    try:
-        return {str(name): Figures.model_validate(one) for name, one in found.items()}
-    except (ValueError, AttributeError):
-        return {}
-
-
 def answers(
-    rows: Sequence[Prompt], *, responses: Path, meters: dict[str, Meter] | None = None, **settings: Any
+    rows: Sequence[Prompt],
+    *,
+    responses: Path,
+    meters: dict[str, Meter] | None = None,
+    stage: str = "sample",
+    **settings: Any,
 ) -> Iterator[Response | Drop]:
     """Ask the teachers about any prompts, through the store in ``responses``; one row a request, in the order of the prompts.
 
-    ``meters`` is filled with what was asked of each teacher. Raises InputError and RunError as ``sample`` does.
+    ``meters`` is filled with what was asked of each teacher, ``stage`` is for what is said meanwhile. Raises InputError and RunError as ``sample`` does.
     """
-    yield from ask(resolve(**settings), lambda: rows, responses, total=len(rows), meters=meters)
+    asking = replace(resolve(**settings), stage=stage)
+    yield from ask(asking, lambda: rows, responses, total=len(rows), meters=meters)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = """
-records files progress binding outputs text labels embedded prompts responses teachers spending sources shots requests workers asking
+records files progress binding outputs text labels embedded prompts responses teachers spending usage sources shots requests workers asking
 ingest sample parse dedup decontaminate judge filters quality shard
 losses student trainer train evaluate stages config provenance runner audit trace results recordings report project cli
 """.split()

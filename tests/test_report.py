@@ -56,8 +56,8 @@ from pipeline.report import (
     thinned,
     ticks,
 )
-from pipeline.sample import Facts, Figures
 from pipeline.stages import STAGES
+from pipeline.usage import Facts, Figures
 
 TEXTS = [
     ("Late goal sinks the leaders after a goalless first half", "sports", "A goal decides a match."),

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import embedded, outputs, prompts, sample, teachers
+from pipeline import embedded, outputs, sample, teachers, usage
 from pipeline.binding import parameters
 from pipeline.files import InputError, RunError
 from pipeline.outputs import Job, RowWriter
@@ -174,7 +174,9 @@ def test_a_failure_is_a_drop_with_its_evidence(tmp_path: Path, template: Path) -
     with chat_server(sometimes) as chat:
         found = list(sample.answers(rows("a", "b!"), responses=tmp_path / "store", **asked(chat.url, template)))
     assert found[1] == Drop(
-        id="r1#0", reason="refused", evidence={"source": "train.jsonl:2", "teacher": "m", "status": 400, "problem": "no"}
+        id="r1#0",
+        reason="refused",
+        evidence={"source": "train.jsonl:2", "teacher": "m", "status": 400, "problem": "no"},
     )
     assert len(Answered(tmp_path / "store")) == 1
 
@@ -267,16 +269,20 @@ def test_the_stage_conserves_and_gives_the_same_bytes_when_resumed(tmp_path: Pat
         first, totals = run(job(tmp_path, "first", source), **settings)
         second, again = run(job(tmp_path, "second", source), **settings)
     assert totals.rows_in == len(first) == 10
-    assert totals.details["teachers"]["m"]["failures"] == {"refused": 2} == Counter(
-        row.reason for row in first if isinstance(row, Drop)
+    assert (
+        totals.details["teachers"]["m"]["failures"]
+        == {"refused": 2}
+        == Counter(row.reason for row in first if isinstance(row, Drop))
     )
     answers = {row.request: row.completion_tokens for row in first if isinstance(row, Response)}
-    assert totals.details["teachers"]["m"]["completion_tokens"] == sum(answers.values())  # equal prompts share an answer
+    assert totals.details["teachers"]["m"]["completion_tokens"] == sum(
+        answers.values()
+    )  # equal prompts share an answer
     assert (totals.details["teachers"]["m"]["responses"], totals.details["teachers"]["m"]["answers"]) == (8, 6)
     json.dumps(totals.details, allow_nan=False)
     assert (first, totals) == (second, again)
     assert (tmp_path / "first" / sample.TEMPLATES).read_bytes() == (tmp_path / "second" / sample.TEMPLATES).read_bytes()
-    assert json.loads((tmp_path / "first" / sample.SPEED).read_bytes())["m"]["requests_per_second"] > 0
+    assert json.loads((tmp_path / "first" / usage.SPEED).read_bytes())["m"]["requests_per_second"] > 0
 
 
 def test_the_prompt_and_key_of_a_response_can_be_made_again_later(tmp_path: Path, template: Path) -> None:

@@ -23,7 +23,7 @@ from pipeline import teachers
 from pipeline.files import InputError, RunError
 from pipeline.prompts import Message, Messages
 from pipeline.teachers import Answer, Failure, Request, Server
-from pipeline.teachers.server import Token, label_logprobs
+from pipeline.teachers.completions import Token, label_logprobs
 from tests.chat_server import Reply, chat_server, completion, echo
 
 SAMPLING: dict[str, Any] = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 20, "stop": [], "structured": None}

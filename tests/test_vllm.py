@@ -341,11 +341,13 @@ def in_an_engine(result: Path) -> None:
         compared = [bare(engines[0], asked, found) for asked, found in streamed if asked.key in ("r0", "r8", "r16")]
         LLMEngine.add_request = poisoned
         deadly = list(teacher(iter([request(name, f"A cup of {name}") for name in ("tea", "milk", "arsenic")])))
+        after = list(teacher(iter([request("water", "A cup of water")])))
         found = {
             "streamed": [told(asked, found, count) for asked, found in streamed],
             "again": [told(asked, found, count) for asked, found in again],
             "compared": compared,
             "deadly": [told(asked, found, count) for asked, found in deadly],
+            "after": [told(asked, found, count) for asked, found in after],
             "starts": len(engines),
         }
         result.write_text(json.dumps(found))
@@ -482,7 +484,8 @@ def test_a_row_that_kills_the_engine_is_set_apart(engine: dict[str, Any]) -> Non
     assert found["arsenic"]["reason"] == "engine_died"
     assert found["arsenic"]["evidence"]["deaths"] == 3
     assert found["arsenic"]["evidence"]["error"].startswith("its process ended")
-    assert engine["starts"] == 3
+    assert engine["after"][0]["kind"] == "Answer"
+    assert engine["starts"] == 4
     assert engine["said"].count("the engine died (its process ended") == 3
 
 

@@ -18,10 +18,6 @@ The retry loop is the backend's own because all requests share one pause, and be
 time and size, which the clients that retry by themselves do not do. Every request has its own connection: on a shared one a server that
 sends too much would have the surplus taken for the answer to the next request.
 
-Soft labels: the 20 most likely tokens behind the last ``after`` of the answer are asked for. A token belongs to the label that it begins
-or completes (spaces in front aside); the log-probabilities of a label's tokens are added up. Where it can begin several labels, and was
-the one chosen, the next token is looked at; otherwise it counts for none. Labels that are not seen get no entry.
-
 Limits: what runs behind the address cannot be verified; ``revision`` is what you say it is, and once it is given the address no longer
 counts for the request's key. A sampling parameter that is not set is whatever the server takes for it (vLLM's looks into the model's
 ``generation_config.json``). Special tokens that a row spells cannot be seen here. Other fields of the answer, such as a reasoning
@@ -35,12 +31,12 @@ import random
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from queue import SimpleQueue
@@ -50,8 +46,9 @@ from urllib.parse import quote, urlsplit
 from pydantic import AfterValidator, Field, JsonValue
 
 from pipeline import embedded
-from pipeline.files import InputError, RunError, plain, strict_json
+from pipeline.files import InputError, RunError, plain
 from pipeline.prompts import FAILURES
+from pipeline.teachers import completions
 from pipeline.teachers.contract import Answer, Common, Failure, Request, Sampling, Teacher, further
 
 if TYPE_CHECKING:
@@ -67,19 +64,11 @@ ANSWER_BYTES: Final = 16 * 2**20  # an answer without log-probabilities is not l
 LOGPROB_BYTES: Final = 256  # what one token and its log-probability may add to that
 ERROR_BYTES: Final = 2**16  # read of a refusal
 TOP_TOKENS: Final = 20  # the most that the protocol and vLLM give
-MOST_TOKENS: Final = 10**9  # counts above it are not true
 FEWEST_TO_STOP: Final = 4  # requests in a row that cannot be delivered, before that is taken to be no request's fault
 MORE_TO_STOP: Final = 64  # the same, once there were answers
 SHORTEST_STORM_PAUSE: Final = 0.01  # seconds
-LOWEST_LOGPROB: Final = -1e5  # vLLM writes -9999 for minus infinity
-ROUNDING: Final = 1e-3  # by which a log-probability may be above 0
 VERSION: Final = re.compile(r"([-:@]([0-9]{3,}|[0-9]{4}-[0-9]{2}-[0-9]{2}|latest))?(\.gguf)?")  # after a model's name
 SECRET_LENGTH: Final = 16  # shorter keys ("EMPTY") are no secrets, and occur in answers
-FINISHED: Final = {
-    **dict.fromkeys(("stop", "eos", "eos_token", "end_turn"), "stop"),  # Together's, TGI's and Anthropic's words
-    **dict.fromkeys(("length", "model_length", "max_tokens"), "length"),  # Mistral's and Anthropic's
-}
-"""The finish reasons of an answer, and the standard's word for each. With any other one the text is not what the model would have said."""
 REFUSED_SAMPLING: Final = {
     "n": "set stages.sample.n",
     "seed": "set stages.sample.seed",
@@ -236,6 +225,13 @@ def connect(settings: Server, sampling: Sampling) -> Iterator[Teacher]:
     with start_blocking_portal() as portal:
         line = portal.call(_Line, settings, key)
         watch = _Watch(settings)
+        reading = partial(
+            completions.read,
+            chat=settings.api == "chat",
+            is_asked=partial(_is_asked, settings),
+            hide=line.hide,
+            refuses_key=line.secret,
+        )
 
         def answer(requests: Iterator[Request]) -> Iterator[tuple[Request, Answer | Failure]]:
             done: SimpleQueue[Future[bytes | Failure | None]] = SimpleQueue()
@@ -264,7 +260,7 @@ def connect(settings: Server, sampling: Sampling) -> Iterator[Teacher]:
                         raise InputError(f"stages.sample.teacher: {error}") from None
                     if came is None:
                         raise RunError("teacher: the connections to the server were closed while it was being asked")
-                    result = _read(came, settings, request, line) if isinstance(came, bytes) else came
+                    result = reading(came, request) if isinstance(came, bytes) else came
                     watch.note(number, result, nothing_left=ended and not under_way)
                     yield request, result
             finally:
@@ -596,67 +592,6 @@ def _spellings(key: str) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
-def _read(content: bytes, settings: Server, request: Request, line: _Line) -> Answer | Failure:
-    """The answer that the bytes hold, or why there is none."""
-    shown = plain(line.hide(content[: 2**16].decode(errors="replace")), 1000)
-    try:
-        found = strict_json(content)
-    except ValueError as error:
-        return Failure("unreadable_answer", {"problem": plain(line.hide(str(error))), "answer": shown})
-    if not isinstance(found, dict):
-        return Failure("unreadable_answer", {"problem": "not a JSON object", "answer": shown})
-    usage = found.get("usage")
-    prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-
-    def failure(reason: str, **evidence: JsonValue) -> Failure:
-        return Failure(reason, {**evidence, "answer": shown}, prompt_tokens, completion_tokens)
-
-    choice = _first_choice(found.get("choices"))
-    if choice is None:
-        return failure("unreadable_answer", problem="not one choice with index 0")
-    model = found.get("model")
-    if model is not None and not _is_asked(settings, model):
-        return failure("other_model", model=plain(line.hide(str(model)), 100))
-    message = choice.get("message") if settings.api == "chat" else choice
-    if not isinstance(message, dict):
-        return failure("unreadable_answer", problem="a choice without a message")
-    reason = choice.get("finish_reason")
-    if not isinstance(reason, str) or reason not in FINISHED:
-        return failure("not_finished", finish_reason=plain(line.hide(str(reason)), 100))
-    text = message.get("content" if settings.api == "chat" else "text")
-    if not isinstance(text, str):
-        return failure("no_text", finish_reason=reason)
-    if line.secret and line.hide(text) != text:
-        return failure("key_in_answer")
-    tokens = _tokens(choice.get("logprobs"))
-    details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
-    cached = _count(details, "cached_tokens")
-    mean = None
-    if tokens and request.sampling.get("logprobs"):
-        mean = math.fsum(token.logprob for token in tokens) / len(tokens)
-    soft: Any = request.sampling.get("soft_labels")
-    labels = label_logprobs(tokens, text, soft["after"], soft["labels"]) if tokens and soft is not None else None
-    return Answer(
-        text=text,
-        finish_reason=FINISHED[reason],
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        cached_tokens=cached if cached <= prompt_tokens else 0,
-        mean_logprob=mean,
-        label_logprobs=labels,
-    )
-
-
-def _first_choice(choices: object) -> dict[str, Any] | None:
-    """The choice with index 0, wherever it stands; one alone may have no index."""
-    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        return None
-    first = [choice for choice in choices if type(choice.get("index")) is int and choice["index"] == 0]
-    if len(choices) == 1 and choices[0].get("index") is None:
-        first = choices
-    return first[0] if len(first) == 1 else None
-
-
 def _is_asked(settings: Server, model: object) -> bool:
     """Whether an answer's model is the one asked for: by its name without owner, to which a version may be added (gpt-4o-2024-08-06)."""
     if settings.answers_as is not None or not isinstance(model, str):
@@ -664,127 +599,3 @@ def _is_asked(settings: Server, model: object) -> bool:
     asked, answered = (name.rstrip("/").rpartition("/")[2].lower() for name in (settings.model, model))
     asked = asked.removesuffix("latest").rstrip("-:@") or asked
     return answered.startswith(asked) and VERSION.fullmatch(answered, len(asked)) is not None
-
-
-def _count(usage: object, name: str) -> int:
-    """A number of tokens; 0 where there is none, or none that can be true."""
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if type(count) is int and 0 <= count <= MOST_TOKENS else 0
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of an answer: its text, its log-probability, and those of the likeliest tokens in its place, itself among them."""
-
-    text: str
-    logprob: float
-    likeliest: dict[str, float]
-
-
-def _tokens(found: Any) -> list[Token] | None:
-    """The tokens of an answer, of either protocol; None where they are not all there."""
-    try:
-        if found.get("content") is not None:
-            return [
-                _token(
-                    one["token"],
-                    one["logprob"],
-                    [(top["token"], top["logprob"]) for top in one.get("top_logprobs") or ()],
-                )
-                for one in found["content"]
-            ]
-        top = found.get("top_logprobs") or [None] * len(found["tokens"])
-        together = zip(found["tokens"], found["token_logprobs"], top, strict=True)
-        return [_token(text, logprob, list((likeliest or {}).items())) for text, logprob, likeliest in together]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
-
-
-def _token(text: object, logprob: object, likeliest: list[tuple[object, object]]) -> Token:
-    """Raises ValueError for what is no text or cannot be a log-probability."""
-    if all(text != other for other, _ in likeliest):
-        likeliest = [*likeliest, (text, logprob)]
-    found: dict[str, float] = {}
-    for other, value in likeliest:
-        found[_is_text(other)] = _added(found.get(_is_text(other)), _is_logprob(value))
-    return Token(_is_text(text), _is_logprob(logprob), found)
-
-
-def _is_text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("not the text of a token")
-    return value
-
-
-def _is_logprob(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not LOWEST_LOGPROB <= value <= ROUNDING:
-        raise ValueError("not a log-probability")
-    return min(float(value), 0.0)
-
-
-def _added(one: float | None, other: float) -> float:
-    """The logarithm of the sum of two probabilities."""
-    if one is None:
-        return other
-    return min(max(one, other) + math.log1p(math.exp(-abs(one - other))), 0.0)
-
-
-def label_logprobs(tokens: Sequence[Token], text: str, after: str, labels: Sequence[str]) -> dict[str, float] | None:
-    """The log-probability of each label that was seen behind the last ``after`` of the answer ``text``; None where none was.
-
-    ``after`` may end within a token. White space does not count in finding the place: some servers leave it out of a token's text.
-    """
-    place = text.rfind(after) if after else 0
-    if place < 0:
-        return None
-    before = _squeezed(text[: place + len(after)])
-    said, first = "", 0
-    while first < len(tokens) and len(said + _squeezed(tokens[first].text)) <= len(before):
-        said += _squeezed(tokens[first].text)
-        first += 1
-    if first == len(tokens) or not (said + _squeezed(tokens[first].text)).startswith(before):
-        return None
-    begun = before[len(said) :]  # what of ``after`` is in the label's first token
-    found: dict[str, float] = {}
-    written, logprob = "", 0.0
-    for token in tokens[first:]:
-        following: str | None = None
-        for other, value in token.likeliest.items():
-            rest = _behind(other, begun)
-            if rest is None:
-                continue
-            candidate = (written + rest).lstrip()
-            meant = _meant(candidate, labels)
-            if len(meant) == 1:
-                found[meant[0]] = _added(found.get(meant[0]), logprob + value)
-            elif meant and other == token.text:
-                following = candidate
-        if following is None:
-            return found or None
-        written, logprob, begun = following, logprob + token.logprob, ""
-    if written in labels:  # the answer ends with a label that another one begins with
-        found[written] = _added(found.get(written), logprob)
-    return found or None
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
-
-
-def _behind(text: str, begun: str) -> str | None:
-    """What of a token's text follows ``begun``, white space aside; None where it begins otherwise."""
-    for character in begun:
-        text = text.lstrip()
-        if not text.startswith(character):
-            return None
-        text = text[1:]
-    return text
-
-
-def _meant(candidate: str, labels: Sequence[str]) -> list[str]:
-    """The labels that a text can become, or the one that it has become: the longest that it begins with, up to a word's end."""
-    begins = [label for label in labels if label.startswith(candidate)]
-    if begins:
-        return begins if candidate else [*begins, ""]  # nothing yet is never one label's
-    complete = [label for label in labels if candidate.startswith(label) and not candidate[len(label)].isalnum()]
-    return [max(complete, key=len)] if complete else []
