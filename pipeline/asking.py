@@ -21,7 +21,7 @@ from pipeline.progress import Advance, bar, say_line
 from pipeline.records import Drop, Prompt, Response
 from pipeline.requests import Asking, Respondent, requests_of
 from pipeline.responses import Store, Stored, open_store
-from pipeline.spending import Meter, Purse
+from pipeline.spending import Meter, Purse, priced
 from pipeline.teachers import Answer, Failure, Request
 
 RECENT_SECONDS: Final = 30.0
@@ -44,7 +44,7 @@ def ask(
     meters = {} if meters is None else meters
     for respondent in asking.respondents:
         assert respondent.settings is not None
-        meters.setdefault(respondent.name, Meter(respondent.settings.price))
+        meters.setdefault(respondent.name, Meter(priced(respondent.settings.price, asking.workers)))
     purse = Purse(asking.budget, meters)
     with open_store(responses) as store:
         asked = [
@@ -111,8 +111,8 @@ def _fill(
         if first is None:
             return families, failures
         budget = asking.budget
-        priced = budget is not None and (budget.tokens is not None or budget.usd is not None)
-        count = teachers.counter(settings) if priced else None
+        by_token = budget is not None and (budget.tokens is not None or budget.usd is not None)
+        count = teachers.counter(settings) if by_token else None
         if settings.backend == "vllm":
             say_line(f"{asking.stage}: starting the teacher ({plain(respondent.name)})")
         if asking.engine == "local":

@@ -14,7 +14,7 @@ from pipeline.files import InputError, plain
 from pipeline.ingest import prompts
 from pipeline.records import Counts, Prompt
 from pipeline.runner import RUN_FACTS
-from pipeline.spending import Budget, cost
+from pipeline.spending import Budget, cost, priced
 from pipeline.stages import STAGES
 from pipeline.teachers import Price
 
@@ -195,7 +195,7 @@ def estimate(config: Config) -> Estimate:
     rows = (row for row in source if isinstance(row, Prompt))
     pending = sample.pending(rows, settings=settings, responses=config.run / "responses")
     speeds = _measured(config.run)
-    prices = {teachers.name(one): one.price for one in settings["teacher"]}
+    prices = {teachers.name(one): priced(one.price, settings["workers"]) for one in settings["teacher"]}
     found = [_estimate(name, one, prices[name], speeds.get(name)) for name, one in pending.teachers.items()]
     asked = [one for one in found if one.to_ask]
     return Estimate(
@@ -254,11 +254,11 @@ def _allowance(
     mosts: list[dict[str, float]] = []
     for one in asked:
         read, written = pending.teachers[one.teacher].most
-        priced = prices[one.teacher] is not None
+        has_price = prices[one.teacher] is not None
         means.append(
             {
                 "tokens": (one.prompt_tokens + one.completion_tokens) / one.to_ask,
-                "usd": (None if one.cost is None else one.cost / one.to_ask) if priced else 0.0,
+                "usd": (None if one.cost is None else one.cost / one.to_ask) if has_price else 0.0,
                 "hours": None if one.seconds is None else one.seconds / one.to_ask / 3600,
             }
         )

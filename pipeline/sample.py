@@ -73,7 +73,8 @@ def answers(
 ) -> Iterator[Response | Drop]:
     """Ask the teachers about any prompts, through the store in ``responses``; one row a request, in the order of the prompts.
 
-    ``meters`` is filled with what was asked of each teacher, ``stage`` is for what is said meanwhile. Raises InputError and RunError as ``sample`` does.
+    ``meters`` is filled with what was asked of each teacher, ``stage`` is for what is said meanwhile. Raises InputError and RunError as
+    ``sample`` does.
     """
     asking = replace(resolve(**settings), stage=stage)
     yield from ask(asking, lambda: rows, responses, total=len(rows), meters=meters)

@@ -73,6 +73,11 @@ class Meter:
         return cost(self.price, self.prompt_tokens, self.completion_tokens, self.seconds)
 
 
+def priced(price: Price | None, engines: int) -> Price | None:
+    """The price where so many engines work at once: an hour is paid for each of them."""
+    return None if price is None else price.model_copy(update={"hour": price.hour * engines})
+
+
 def cost(price: Price | None, prompt_tokens: float, completion_tokens: float, seconds: float) -> float:
     """What so many tokens and seconds cost, in the currency of the price."""
     if price is None:

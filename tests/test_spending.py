@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import embedded, results, sample, teachers
+from pipeline import embedded, results, sample, spending, teachers
 from pipeline.config import load
 from pipeline.files import InputError, RunError
 from pipeline.prompts import Message, Messages
@@ -273,7 +273,7 @@ def test_what_no_budget_holds_is_named_and_all_else_is_answered(tmp_path: Path) 
             "budget": Budget(tokens=100),
         }
         texts = ["a 1 1", "b 1 1 " + "x" * 100, "c 1 1"]
-        with pytest.raises(RunError, match="1 requests can each take more than the whole of stages.sample.budget"):
+        with pytest.raises(RunError, match="1 requests can each take more than the whole budget"):
             list(sample.answers(rows(texts), responses=tmp_path / "store", **asking))
         assert len(list(read_store(tmp_path / "store"))) == 2
         asking["budget"] = Budget(tokens=200)
@@ -478,3 +478,9 @@ def test_a_meter_adds_up_answers_failures_and_time() -> None:
     meter.seconds = 2.0
     assert (meter.requests, meter.answers, meter.cached_tokens) == (2, 1, 4)
     assert meter.cost == pytest.approx(2 + (15 + 40) / 1e6)
+
+
+def test_an_hour_is_paid_for_each_engine_and_tokens_once() -> None:
+    four = spending.priced(Price(hour=2.0, prompt_tokens=1.0, completion_tokens=3.0), 4)
+    assert cost(four, 1_000_000, 2_000_000, 1800) == 4 * 2.0 / 2 + 1.0 + 6.0
+    assert spending.priced(None, 4) is None

@@ -20,7 +20,7 @@ from pipeline import embedded, teachers
 from pipeline.files import InputError
 from pipeline.prompts import Message, Messages
 from pipeline.teachers import Answer, Failure, Request, Vllm
-from pipeline.teachers.vllm import label_variants
+from pipeline.teachers.vllm_engine import label_variants
 
 SAMPLING: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 20, "stop": [], "structured": None}
 
@@ -339,6 +339,8 @@ def in_an_engine(result: Path) -> None:
         streamed = list(teacher(iter(rows)))
         again = list(teacher(iter(rows[12:13])))
         compared = [bare(engines[0], asked, found) for asked, found in streamed if asked.key in ("r0", "r8", "r16")]
+        long = [request(f"s{n}", f"{n} " + "word " * 380, n, temperature=0.7, max_tokens=2) for n in range(12)]
+        sampled = list(teacher(iter(long)))
         LLMEngine.add_request = poisoned
         deadly = list(teacher(iter([request(name, f"A cup of {name}") for name in ("tea", "milk", "arsenic")])))
         after = list(teacher(iter([request("water", "A cup of water")])))
@@ -346,6 +348,7 @@ def in_an_engine(result: Path) -> None:
             "streamed": [told(asked, found, count) for asked, found in streamed],
             "again": [told(asked, found, count) for asked, found in again],
             "compared": compared,
+            "sampled": [told(asked, found, count) for asked, found in sampled],
             "deadly": [told(asked, found, count) for asked, found in deadly],
             "after": [told(asked, found, count) for asked, found in after],
             "starts": len(engines),
@@ -474,6 +477,13 @@ def test_a_second_time_the_prompt_is_in_the_cache(engine: dict[str, Any]) -> Non
     first = next(row for row in engine["streamed"] if row["name"] == engine["again"][0]["name"])
     assert engine["again"][0]["text"] == first["text"]
     assert all(0 <= row.get("cached_tokens", 0) <= row["prompt_tokens"] for row in engine["streamed"])
+
+
+@pytest.mark.slow
+def test_more_prompts_than_one_step_takes_are_sampled_too(engine: dict[str, Any]) -> None:
+    """vLLM's CPU build dies where a sampled request's prompt is computed in two parts; the engine's deaths are counted below."""
+    assert sum(row["prompt_tokens"] for row in engine["sampled"]) > 4096
+    assert {row["kind"] for row in engine["sampled"]} == {"Answer"}
 
 
 @pytest.mark.slow

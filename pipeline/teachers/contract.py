@@ -7,7 +7,7 @@ from typing import Annotated, Final, Protocol
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pipeline.binding import suggestion
-from pipeline.files import InputError
+from pipeline.files import InputError, plain
 from pipeline.prompts import Messages
 
 Sampling = Mapping[str, JsonValue]
@@ -128,3 +128,9 @@ def known(names: Mapping[str, JsonValue], allowed: set[str], where: str, what: s
             raise InputError(
                 f"{where}.{name}: unknown {what}{close if 'did you mean' in close else '; see the documentation of vLLM'}"
             )
+
+
+def one_line(error: BaseException) -> str:
+    """What a library's error says, in one line that can be shown."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return plain(" ".join(lines[:2]), 300) or type(error).__name__

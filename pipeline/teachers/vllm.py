@@ -23,32 +23,22 @@ token, or where a label would not fit into the context.
 
 import dataclasses
 import inspect
-import multiprocessing
 import os
 import re
-import select
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from itertools import count, takewhile
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import jinja2
 from pydantic import Field, JsonValue
 
 from pipeline import embedded
 from pipeline.binding import InputPath
 from pipeline.files import InputError, RunError, plain, sha256, strict_json
-from pipeline.prompts import Messages
-from pipeline.teachers import continuous
+from pipeline.teachers import continuous, vllm_engine
 from pipeline.teachers.continuous import EngineDied
-from pipeline.teachers.contract import Answer, Common, Failure, Request, Sampling, Teacher, further, known
+from pipeline.teachers.contract import Answer, Common, Failure, Request, Sampling, Teacher, further, known, one_line
+from pipeline.teachers.vllm_prompts import encoder, specials, templated
 
 EMBEDDED: Final = "embedded"
 REPOSITORY: Final = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
@@ -116,7 +106,6 @@ REFUSED_SAMPLING: Final = {
 
 
 LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM reserves room for one of these
-FOLLOWS: Final = re.compile(r"\s*(?:\w+|[^\w\s]+)|\s+")
 """The next word or mark behind a label, with the white space before it."""
 
 
@@ -176,7 +165,7 @@ def counter(settings: Vllm) -> Callable[[Request], int] | None:
     tokenizer = _tokenizer(settings)
     if tokenizer is None:
         return None
-    encode = _encoder(settings, tokenizer, _context(settings, tokenizer))
+    encode = encoder(settings.chat, tokenizer, _context(settings, tokenizer))
 
     def counted(request: Request) -> int:
         tokens = encode(request)
@@ -200,6 +189,7 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
         import vllm
         from vllm.engine.arg_utils import EngineArgs
         from vllm.exceptions import VLLMClientError, VLLMError
+        from vllm.platforms import current_platform
     except ModuleNotFoundError as error:
         raise InputError(
             f"teacher: the backend vllm needs the package {plain(error.name or 'vllm')}; "
@@ -212,7 +202,7 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
     make_parameters = _parameters(vllm)
     make_parameters(sampling, 0)
     if settings.chat and (tokenizer := _tokenizer(settings)) is not None:
-        _templated(settings, tokenizer)
+        templated(True, tokenizer)
     engine: dict[str, Any] = {
         "model": str(folder) if commit is None else settings.model,
         "revision": commit,
@@ -221,14 +211,17 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
         "use_tqdm_on_load": False,
         **settings.engine,
     }
+    if current_platform.is_cpu() and not {"enable_chunked_prefill", "max_num_batched_tokens"} & settings.engine.keys():
+        # A sampled request whose prompt is computed in two parts ends the engine there (vLLM 0.32: "CPU Generator does not use offset").
+        engine["enable_chunked_prefill"] = False
     if settings.adapter is not None:
         engine["enable_lora"] = True
         engine.setdefault("max_lora_rank", _lora_rank(settings.adapter))
     begun = False
 
-    with _guard() as launch:
+    with vllm_engine.guard() as launch:
 
-        def start() -> _Engine:
+        def start() -> vllm_engine.Engine:
             nonlocal begun
             again, begun = begun, True
             try:
@@ -237,15 +230,17 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
                 )
             except (ValueError, TypeError, VLLMClientError) as error:
                 if again:
-                    raise EngineDied(f"it did not start: {_first_line(error)}") from None
-                raise InputError(f"stages.sample.teacher: vLLM refuses these settings: {_first_line(error)}") from None
+                    raise EngineDied(f"it did not start: {one_line(error)}") from None
+                raise InputError(f"stages.sample.teacher: vLLM refuses these settings: {one_line(error)}") from None
             except (RuntimeError, OSError, VLLMError) as error:
                 if again:
-                    raise EngineDied(f"it did not start: {_first_line(error)}") from None
+                    raise EngineDied(f"it did not start: {one_line(error)}") from None
                 raise RunError(
-                    f"teacher: vLLM did not start: {_first_line(error)}; VLLM_LOGGING_LEVEL=INFO in the environment shows more"
+                    f"teacher: vLLM did not start: {one_line(error)}; VLLM_LOGGING_LEVEL=INFO in the environment shows more"
                 ) from None
-            return _Engine(settings, llm, processes, make_parameters)
+            tokenizer = llm.get_tokenizer()
+            encode = encoder(settings.chat, tokenizer, int(llm.llm_engine.model_config.max_model_len))
+            return vllm_engine.Engine(llm, processes, make_parameters, encode, specials(tokenizer), settings.adapter)
 
         def apart(deaths: int, error: str) -> Answer | Failure:
             return Failure("engine_died", {"deaths": deaths, "error": error})
@@ -256,244 +251,6 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
                 return answers(requests)
 
             yield teacher
-
-
-@dataclasses.dataclass
-class _Asked:
-    """A request that the engine has; with its answer, once that is there and its labels are looked at."""
-
-    number: int
-    request: Request
-    prompt: list[int]
-    answer: Answer | None = None
-    scores: dict[str, float] = dataclasses.field(default_factory=dict)
-    missing: int = 0
-
-
-@dataclasses.dataclass
-class _Scored:
-    """A label whose log-probability the engine is asked for: that of the tokens from ``first`` on, behind the prompt."""
-
-    asked: _Asked
-    label: str
-    tokens: list[int]
-    first: int
-
-
-class _Engine:
-    """vLLM's engine, as ``continuous`` wants one. What ``LLM.generate`` does with its requests is done here one request at a time."""
-
-    def __init__(self, settings: Vllm, llm: Any, processes: list[BaseProcess], make_parameters: Any) -> None:
-        import zmq
-        from vllm.exceptions import VLLMClientError, VLLMError
-        from vllm.inputs import tokens_input
-        from vllm.lora.request import LoRARequest
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        self.tokens_input = tokens_input
-        self.dead = (EngineDeadError, zmq.ZMQError)
-        self.refusals = (ValueError, TypeError, RuntimeError, ArithmeticError, VLLMClientError)
-        self.failures = (VLLMError, RuntimeError, ArithmeticError, OSError, zmq.ZMQError)
-        self.engine = llm.llm_engine
-        self.make_parameters = make_parameters
-        self.tokenizer = llm.get_tokenizer()
-        self.specials = _specials(self.tokenizer)
-        self.context = int(self.engine.model_config.max_model_len)
-        self.encode = _encoder(settings, self.tokenizer, self.context)
-        # As many again wait inside the engine as it computes at once, so that it goes on while its last answers are looked at.
-        self.room = 2 * int(self.engine.vllm_config.scheduler_config.max_num_seqs)
-        self.lora = None if settings.adapter is None else LoRARequest("adapter", 1, str(settings.adapter.resolve()))
-        self.names = count()
-        self.has: dict[str, _Asked | _Scored] = {}
-        self.took = False
-        self.death: EngineDied | None = None
-        self.end = _watch(self.engine.engine_core, processes)
-
-    def submit(self, number: int, request: Request) -> Answer | Failure | None:
-        if self.death is not None:
-            raise self.death
-        tokens = self.encode(request)
-        if isinstance(tokens, Failure):
-            return tokens
-        parameters = self.make_parameters(request.sampling, request.seed)
-        try:
-            self._add(_Asked(number, request, tokens), tokens, parameters)
-        except _Refused as refused:
-            if not self.took:  # the very first: it is hardly the row
-                raise InputError(f"stages.sample: vLLM refuses the request: {refused}") from None
-            return Failure("refused", {"problem": str(refused)})
-        self.took = True
-        return None
-
-    def step(self) -> list[tuple[int, Answer | Failure]]:
-        if self.death is not None:
-            raise self.death
-        try:
-            outputs = self.engine.step()
-        except self.failures as error:
-            raise self._died(error) from None
-        found: list[tuple[int, Answer | Failure]] = []
-        for output in outputs:
-            if not output.finished:
-                continue
-            asked = self.has.pop(output.request_id)
-            try:
-                result = self._scored(asked, output) if isinstance(asked, _Scored) else self._answered(asked, output)
-            except EngineDied as death:  # what else this step brought is good, and is given first
-                self.death = death
-                continue
-            if result is not None:
-                found.append(((asked.asked if isinstance(asked, _Scored) else asked).number, result))
-        return found
-
-    def close(self) -> None:
-        self.has.clear()
-        self.engine.engine_core.shutdown()
-
-    def _add(self, asked: _Asked | _Scored, tokens: list[int], parameters: Any) -> None:
-        """Give the engine a request. Raises _Refused where it does not take it, EngineDied."""
-        name = str(next(self.names))
-        self.has[name] = asked
-        try:
-            self.engine.add_request(name, self.tokens_input(tokens), parameters, lora_request=self.lora)
-        except self.dead as error:
-            raise self._died(error) from None
-        except self.refusals as error:
-            del self.has[name]
-            raise _Refused(_first_line(error)) from None
-
-    def _died(self, error: Exception) -> EngineDied:
-        """How it died: by its process's end, where that is known, which says more than vLLM's words."""
-        with suppress(TimeoutError):
-            return EngineDied(self.end.result(timeout=2))
-        return EngineDied(_first_line(error))
-
-    def _answered(self, asked: _Asked, output: Any) -> Answer | Failure | None:
-        """The result, or None where its labels have to be looked at first."""
-        completion = output.outputs[0]
-        prompt_tokens, completion_tokens = len(asked.prompt), len(completion.token_ids)
-        if completion.finish_reason not in ("stop", "length"):
-            return Failure(
-                "not_finished", {"finish_reason": str(completion.finish_reason)}, prompt_tokens, completion_tokens
-            )
-        sampling = asked.request.sampling
-        mean = None
-        if sampling.get("logprobs") and completion_tokens:
-            mean = float(completion.cumulative_logprob) / completion_tokens
-        asked.answer = Answer(
-            completion.text,
-            completion.finish_reason,
-            prompt_tokens,
-            completion_tokens,
-            cached_tokens=max(0, int(output.num_cached_tokens or 0)),
-            mean_logprob=mean,
-        )
-        soft: Any = sampling.get("soft_labels")
-        if soft is None:
-            return asked.answer
-        ended_by: str | int | None = None
-        if completion.finish_reason == "stop":
-            ended_by = completion.stop_reason
-            if not isinstance(ended_by, str):
-                ended_by = int(completion.token_ids[-1])
-            elif sampling.get("include_stop_str_in_output"):
-                ended_by = None
-        variants = label_variants(completion.text, ended_by, soft["after"], soft["labels"], self._encode_answer)
-        if variants is None or len(asked.prompt) + max(map(len, variants.values())) >= self.context:
-            return asked.answer
-        columns = zip(*variants.values(), strict=False)
-        first = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-        for label, tokens in variants.items():
-            asked.scores[label] = 0.0
-            if len(tokens) > first:
-                asked.missing += 1
-                self._score(_Scored(asked, label, tokens, first), from_cache=True)
-        return None if asked.missing else dataclasses.replace(asked.answer, label_logprobs=asked.scores)
-
-    def _encode_answer(self, text: str) -> list[int] | None:
-        if self.specials.search(text):
-            return None
-        return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=False)]
-
-    def _score(self, scored: _Scored, *, from_cache: bool) -> None:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        # vLLM by itself computes the whole prompt anew for this; only the tokens behind the last common one are wanted.
-        parameters = SamplingParams(
-            temperature=0.0,
-            max_tokens=1,
-            prompt_logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_reading_prefix_cache=not from_cache,
-            skip_clone=True,
-        )
-        try:
-            self._add(scored, scored.asked.prompt + scored.tokens, parameters)
-        except _Refused as refused:
-            raise RunError(f"teacher: vLLM refuses to compute labels' log-probabilities: {refused}") from None
-
-    def _scored(self, scored: _Scored, output: Any) -> Answer | None:
-        """The answer, where this was the last of its labels."""
-        asked, wanted = scored.asked, scored.tokens[scored.first :]
-        # The row that foretells a token is that of the token before; rows of cached tokens are absent, or hold whatever was in memory.
-        computed = len(asked.prompt) + len(scored.tokens) - 1 - int(output.num_cached_tokens or 0)
-        rows = (output.prompt_logprobs or [])[-len(wanted) :]
-        if computed < len(wanted) or len(rows) < len(wanted):
-            self._score(scored, from_cache=False)
-            return None
-        asked.scores[scored.label] = sum(float(row[token].logprob) for row, token in zip(rows, wanted, strict=True))
-        asked.missing -= 1
-        assert asked.answer is not None
-        return None if asked.missing else dataclasses.replace(asked.answer, label_logprobs=asked.scores)
-
-
-class _Refused(Exception):
-    """vLLM does not take a request."""
-
-
-def label_variants(
-    text: str,
-    ended_by: str | int | None,
-    after: str,
-    labels: Sequence[str],
-    encode: Callable[[str], list[int] | None],
-) -> dict[str, list[int]] | None:
-    """For each label the answer's tokens with that label in the place of its own, up to what followed that one; None without a place.
-
-    ``ended_by`` is the stop text or token that ended the answer, None where it was cut. White space behind ``after`` is the answer's own.
-    Where none of the labels stands there, it is not known what would follow, and nothing does.
-    """
-    place = text.rfind(after) if after else 0
-    if place < 0:
-        return None
-    place += len(after)
-    place += len(text[place:]) - len(text[place:].lstrip())
-    there = [label for label in labels if _stands(label, text, place)]
-    follows: str = ""
-    ender: list[int] = []
-    if there:
-        end = place + max(map(len, there))
-        rest = text[end:] + (ended_by if isinstance(ended_by, str) else "")
-        found = FOLLOWS.match(rest)
-        if found:
-            follows = found[0]
-        elif isinstance(ended_by, int):
-            ender = [ended_by]
-    variants: dict[str, list[int]] = {}
-    for label in labels:
-        tokens = encode(text[:place] + label + follows)
-        if tokens is None:
-            return None
-        variants[label] = tokens + ender
-    return variants
-
-
-def _stands(label: str, text: str, place: int) -> bool:
-    """Whether the label stands there, and not just as the beginning of a longer word."""
-    end = place + len(label)
-    return text.startswith(label, place) and not (label[-1:].isalnum() and text[end : end + 1].isalnum())
 
 
 def _located(settings: Vllm) -> tuple[Path, str | None]:
@@ -583,7 +340,7 @@ def _tokenizer(settings: Vllm) -> Any:
         )
     except (OSError, ValueError) as error:
         raise InputError(
-            f"stages.sample.teacher: {plain(str(source))}: its tokenizer cannot be loaded: {_first_line(error)}; "
+            f"stages.sample.teacher: {plain(str(source))}: its tokenizer cannot be loaded: {one_line(error)}; "
             "a hub repository has to be in the local cache (`hf download`)"
         ) from None
 
@@ -623,105 +380,13 @@ def _context(settings: Vllm, tokenizer: Any) -> int | None:
 def _quiet() -> None:
     """The environment of vLLM, where the user has not set it otherwise."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for what a program reads
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # those of the engine's processes
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; vLLM would take a good part of the machine
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # A forked engine would hold the store's lock for as long as it lives.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-
-
-GUARD: Final = """
-import os, signal, sys
-handles = []
-for line in sys.stdin:
-    try:
-        handles.append(os.pidfd_open(int(line)))
-    except ProcessLookupError:
-        pass
-for handle in handles:
-    try:
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-"""
-
-
-@contextmanager
-def _guard() -> Iterator[Callable[..., Any]]:
-    """Gives a function that starts an engine, with its processes, which end with this block and with this process, even where it is killed.
-
-    By themselves they would live on then, and keep their memory (vLLM 0.32). A small process waits for the end of a pipe that only this
-    process holds, and then ends those it was told of: after a regular end there are none left. The start itself runs in a thread, since
-    it waits in a way that Ctrl-C does not interrupt.
-    """
-    command = [sys.executable, "-I", "-S", "-c", GUARD]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as guard:
-
-        def start(make: Callable[[], Any], *expected: type[Exception]) -> tuple[Any, list[BaseProcess]]:
-            told = {child.pid for child in multiprocessing.active_children()}
-            processes: list[BaseProcess] = []
-            made: list[Any] = []
-            failed: list[Exception] = []
-
-            def work() -> None:
-                try:
-                    made.append(make())
-                except expected as error:
-                    failed.append(error)
-
-            thread = threading.Thread(target=work, daemon=True)
-            thread.start()
-            while thread.is_alive():
-                thread.join(0.1)
-                for child in multiprocessing.active_children():
-                    if child.pid not in told:
-                        told.add(child.pid)
-                        processes.append(child)
-                        print(child.pid, file=guard.stdin, flush=True)
-            for error in failed:
-                raise error
-            if not made:
-                raise RunError("teacher: vLLM did not start; the error stands above")
-            return made[0], processes
-
-        yield start
-
-
-def _watch(core: Any, processes: list[BaseProcess]) -> "Future[str]":
-    """See to it that the end of an engine's process is told to who waits for its answers; gives how it ended, once it did.
-
-    By itself vLLM 0.32 would let it wait for ever where the process could say nothing before its end, as after SIGKILL.
-    """
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    waiting = getattr(core, "outputs_queue", None)
-    end: Future[str] = Future()
-    poll = select.poll()
-    try:
-        handles = [os.pidfd_open(process.pid) for process in processes if process.pid is not None]
-    except ProcessLookupError:
-        raise EngineDied("its process ended as soon as it was there") from None
-    for handle in handles:
-        poll.register(handle, select.POLLIN)
-
-    def watch() -> None:
-        ended = poll.poll()[0][0]
-        how = "its process ended"
-        with suppress(ChildProcessError):  # somebody else has asked for it
-            found = os.waitid(os.P_PIDFD, ended, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-            if found is not None:
-                by_signal = found.si_code != os.CLD_EXITED
-                how += f" by {signal.Signals(found.si_status).name}" if by_signal else f" with code {found.si_status}"
-        for handle in handles:
-            os.close(handle)
-        end.set_result(how)
-        if waiting is not None:
-            waiting.put(EngineDeadError())
-
-    if handles:
-        threading.Thread(target=watch, name="engine's end", daemon=True).start()
-    return end
 
 
 def _parameters(vllm: Any) -> Any:
@@ -745,64 +410,6 @@ def _parameters(vllm: Any) -> Any:
                 **further(sampling, REFUSED_SAMPLING),
             )
         except (ValueError, TypeError, VLLMClientError) as error:
-            raise InputError(f"stages.sample: vLLM refuses the sampling parameters: {_first_line(error)}") from None
+            raise InputError(f"stages.sample: vLLM refuses the sampling parameters: {one_line(error)}") from None
 
     return make
-
-
-def _encoder(settings: Vllm, tokenizer: Any, context: int | None) -> Callable[[Request], list[int] | Failure]:
-    """A function from a request to its prompt's token ids, or to the failure that says why it is not asked."""
-    chat = _templated(settings, tokenizer)
-    spelled = _specials(tokenizer)
-
-    def encode(request: Request) -> list[int] | Failure:
-        assert request.messages is not None
-        messages = request.messages
-        for text in (*(message.content for message in messages.messages), messages.assistant_prefix):
-            for token in spelled.findall(text):
-                if token not in request.template_text or any(token in row_text for row_text in request.row_texts):
-                    return Failure("special_token", {"token": token})
-        if chat:
-            text = _chat(tokenizer, messages) + messages.assistant_prefix
-        else:
-            text = "".join(message.content for message in messages.messages) + messages.assistant_prefix
-        tokens = [int(token) for token in tokenizer.encode(text, add_special_tokens=not chat)]
-        if context is not None and len(tokens) + request.max_tokens > context:
-            return Failure(
-                "prompt_too_long",
-                {"prompt_tokens": len(tokens), "max_tokens": request.max_tokens, "context": context},
-            )
-        return tokens
-
-    return encode
-
-
-def _templated(settings: Vllm, tokenizer: Any) -> bool:
-    """Whether prompts are put into the tokenizer's chat template. Raises InputError where they are to be and it has none."""
-    there = getattr(tokenizer, "chat_template", None) is not None
-    if settings.chat and not there:
-        raise InputError(
-            "stages.sample.teacher.chat: the tokenizer has no chat template; set it to false, or leave it out"
-        )
-    return there if settings.chat is None else settings.chat
-
-
-def _specials(tokenizer: Any) -> re.Pattern[str]:
-    """Finds the tokenizer's special tokens in a text."""
-    special = set(tokenizer.all_special_tokens)
-    special |= {str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special}
-    special.discard("")
-    return re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)) or r"(?!)")
-
-
-def _chat(tokenizer: Any, messages: Messages) -> str:
-    turns = [message.model_dump() for message in messages.messages]
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    except (jinja2.TemplateError, ValueError) as error:
-        raise InputError(f"task.prompt: the model's chat template refuses the prompt: {_first_line(error)}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return plain(" ".join(lines[:2]), 300) or type(error).__name__
