@@ -2,8 +2,8 @@
 
     python benchmarks/votes.py [SAMPLES]
 
-One greedy answer beside SAMPLES (5) sampled ones: a single one, their majority, and the mean of their distributions over the labels
-(soft labels). Differences to the greedy answer with a paired bootstrap interval. The engine is started twice.
+One greedy answer, and the likeliest label of its soft label, beside SAMPLES (5) sampled ones: each, and their majority. Differences to
+the greedy answer with a paired bootstrap interval. The engine is started twice.
 """
 
 import random
@@ -40,7 +40,7 @@ def main() -> None:
         init(folder)
         soft = "sample.soft_labels={after: 'So the answer is '}"
         greedy, first = examples(folder, [soft])
-        voted, responses = examples(folder, [soft, f"sample.n={samples}", f"sample.temperature={TEMPERATURE}"])
+        voted, responses = examples(folder, [f"sample.n={samples}", f"sample.temperature={TEMPERATURE}"])
     gold = {row.prompt: row.gold for row in [*first, *responses]}
     settings = {
         "pattern": r"(?P<rationale>.+?)\s*So the answer is (?P<label>.+?)\.?",
@@ -57,9 +57,6 @@ def main() -> None:
             id for id, one in greedy.items() if one.soft_labels and best(one.soft_labels) == one.gold
         },
         f"majority of {samples}": {id for id, one in voted.items() if one.label == one.gold},
-        f"mean soft label of {samples}": {
-            id for id, one in voted.items() if one.soft_labels and best(one.soft_labels) == one.gold
-        },
     }
     base = right["one greedy answer"]
     print(f"{len(gold)} inputs; temperature {TEMPERATURE} where sampled")

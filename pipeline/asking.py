@@ -75,6 +75,8 @@ def ask(
                         yield _drop(name, prompt, respondent, failures[family])
                     else:
                         yield _response(name, prompt, respondent, stored, rationalised=asking.rationalise)
+        if places != [len(families) for families, _ in asked]:
+            raise RunError(f"{asking.stage}: the prompts are others than when they were asked about; run again")
 
 
 Asked = tuple[bytearray, dict[bytes, Failure]]

@@ -45,22 +45,24 @@ def sample(job: Job, **settings: Any) -> Generator[Response | Drop, None, Totals
         write_json(job.folder / SHOTS, shots.snapshot(asking.shots))
     folder = job.inputs["ingest"]
     total = sum(file.rows or 0 for file in outputs.row_files(folder))
-    before = usage.measured(
-        job.folder
-    )  # by a call that was stopped before it had a result; what it took belongs to this one
+    before = usage.measured(job.folder)  # by a call that was stopped before it had a result; it belongs to this one
     meters: dict[str, Meter] = {}
     counts = {respondent.name: usage.Tally() for respondent in asking.respondents}
-    rows_in = 0
     try:
         for row in ask(asking, lambda: outputs.read(folder, Prompt), job.responses, total=total, meters=meters):
-            rows_in += 1
             counts[row.teacher if isinstance(row, Response) else str(row.evidence["teacher"])].add(row)
             yield row
     finally:
         usage.keep(job.folder, meters, before)
     prices = {teachers.name(one): one.price for one in settings["teacher"]}
     asked: dict[str, object] = {name: found.details(prices[name]) for name, found in counts.items()}
-    return Totals(rows_in=rows_in, details={"teachers": asked, "sampling": asking.sampling, "seed": asking.seed})
+    shared = [respondent for respondent in asking.respondents if not respondent.takes_all]
+    wanted = total * (len(asking.respondents) - len(shared))
+    if shared:
+        wanted += sum(respondent.takes(prompt) for prompt in outputs.read(folder, Prompt) for respondent in shared)
+    return Totals(
+        rows_in=wanted * asking.n, details={"teachers": asked, "sampling": asking.sampling, "seed": asking.seed}
+    )
 
 
 def answers(
