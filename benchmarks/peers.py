@@ -5,7 +5,7 @@
 Each tool runs in a process of its own, with the Python that is given for it: their packages do not fit into one environment (curator
 0.1.31 pins datasets < 4 and, as its extra, vLLM < 0.7). Both were run over the vLLM of this project's environment. As it is, curator
 fails there: it imports ``GuidedDecodingParams``, sets ``guided_decoding`` and in the end deletes ``llm_engine.model_executor``, which vLLM
-dropped; here all three are mended for it.
+dropped; distilabel 1.5.3 sets ``logits_processors``, which vLLM dropped too. All four are mended for them here.
 Prints seconds, and answers a second relative to ours.
 """
 
@@ -25,6 +25,9 @@ MAX_TOKENS = 48
 DISTILABEL = """
 import json, sys
 if __name__ == "__main__":
+    import vllm
+    made, _ = vllm.SamplingParams, vllm.LLM
+    vllm.SamplingParams = lambda logits_processors=None, **given: made(**given)
     from distilabel.models.llms import vLLM
     given = json.load(open(sys.argv[1]))
     llm = vLLM(model=given["model"], extra_kwargs=given["engine"], disable_cuda_device_placement=True)
