@@ -111,7 +111,7 @@ def _plain(description: str, total: int | None, unit: str) -> Show:
         nonlocal before, then
         now = time.monotonic()
         left = ""
-        if total and before < done < total:
+        if total and 0 < before < done < total:  # the first units often wait for something to start
             left = f", {duration((total - done) * (now - then) / (done - before))} left"
         before, then = done, now
         line = f"{description}: {done:,}{f' of {total:,}' if total else ''} {unit}{left}"
