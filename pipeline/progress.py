@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, now and then a plain line where there is none. Everything goes to stderr."""
 
+import os
 import sys
 import threading
 import time
@@ -28,7 +29,7 @@ def bar(description: str, total: int | None, unit: str = "rows") -> Iterator[Adv
     The note stands in a line of its own below the bar. ``advance`` may be called in any thread.
     """
     show, every = _plain(description, total, unit), PLAIN_EVERY
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         with _drawn(description, total, unit) as draw, _counting(draw, DRAWN_EVERY) as advance:
             yield advance
         return

@@ -64,6 +64,7 @@ def test_units_are_counted_whichever_thread_they_come_from(monkeypatch: pytest.M
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
     with progress.bar("sample", 4000, "requests") as advance:
         threads = [threading.Thread(target=lambda: [advance() for _ in range(1000)]) for _ in range(4)]
         for thread in threads:
@@ -71,6 +72,16 @@ def test_units_are_counted_whichever_thread_they_come_from(monkeypatch: pytest.M
         for thread in threads:
             thread.join()
     assert any("4000/4000" in line for line in shown(terminal))
+
+
+def test_a_terminal_that_cannot_draw_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
+    with progress.bar("sample", 10, "requests") as advance:
+        advance(3)
+    assert terminal.getvalue() == "sample: 3 of 10 requests\n"
 
 
 @pytest.mark.parametrize(
