@@ -33,7 +33,7 @@ from pipeline.outputs import Job, Totals
 from pipeline.records import Drop, Example, Judgement, Manifest, Prompt, Response, Target
 from pipeline.requests import Asking, all_requests
 from pipeline.sample import TEMPLATES
-from pipeline.spending import Budget, Meter, cost
+from pipeline.spending import Budget, Meter
 from pipeline.teachers import TeacherSettings
 from pipeline.text import excerpt
 
@@ -133,41 +133,40 @@ def judge(job: Job, **settings: Any) -> Generator[Example | Drop, None, Totals]:
         write_json(job.folder / TEMPLATES, prompts.snapshot(asking.template))
     (folder,) = job.inputs.values()
     total = sum(file.rows or 0 for file in outputs.row_files(folder))
+    before = usage.measured(job.folder)  # by a call that was stopped before it had a result; it belongs to this one
     meters: dict[str, Meter] = {}
+    tally = usage.Tally()
     scores: Counter[int] = Counter()
     failed: Counter[str] = Counter()
-    tokens_in = tokens_out = 0
 
     def rows() -> Iterator[Prompt]:
         return (_prompt(example, judging) for example in outputs.read(folder, Example))
 
-    with _as_judge():
-        answers = ask(asking, rows, job.responses, total=total, meters=meters)
-        for example, answer in zip(outputs.read(folder, Example), answers, strict=True):
-            if isinstance(answer, Response):
-                tokens_in += answer.prompt_tokens
-                tokens_out += answer.completion_tokens
-            found = _judgement(example, answer, respondent.name)
-            if isinstance(found, Judgement):
-                scores[found.score] += 1
-                yield example.model_copy(update={"judgement": found})
-            else:
-                failed[answer.reason if isinstance(answer, Drop) else "unreadable"] += 1
-                yield example if judging.on_failure == "keep" else found
-    usage.keep(job.folder, meters, {})
+    try:
+        with _as_judge():
+            answers = ask(asking, rows, job.responses, total=total, meters=meters)
+            for example, answer in zip(outputs.read(folder, Example), answers, strict=True):
+                tally.add(answer)
+                found = _judgement(example, answer, respondent.name)
+                if isinstance(found, Judgement):
+                    scores[found.score] += 1
+                    yield example.model_copy(update={"judgement": found})
+                else:
+                    failed[answer.reason if isinstance(answer, Drop) else "unreadable"] += 1
+                    yield example if judging.on_failure == "keep" else found
+    finally:
+        usage.keep(job.folder, meters, before)
     judged = sum(scores.values())
     details: dict[str, object] = {
         "judge": respondent.name,
         "scores": {str(score): scores[score] for score in range(1, 6)},
         "mean_score": round(sum(score * count for score, count in scores.items()) / judged, 4) if judged else None,
         "not_judged": dict(sorted(failed.items())),
-        "prompt_tokens": tokens_in,
-        "completion_tokens": tokens_out,
-        "cost_of_tokens": round(cost(settings["teacher"].price, tokens_in, tokens_out, 0.0), 6),
+        "teachers": {respondent.name: tally.details(settings["teacher"].price)},
         "sampling": asking.sampling,
         "seed": asking.seed,
     }
-    return Totals(rows_in=judged + failed.total(), details=details)
+    return Totals(rows_in=total, details=details)
 
 
 def identities(settings: Mapping[str, Any]) -> dict[str, dict[str, JsonValue]]:

@@ -13,6 +13,7 @@ from pipeline.files import InputError, plain
 from pipeline.ingest import prompts as read_prompts
 from pipeline.records import Prompt
 from pipeline.requests import all_requests
+from pipeline.results import source_rows
 from pipeline.sources import EvalSet
 from pipeline.stages import STAGES
 
@@ -39,12 +40,8 @@ def check(path: Path | str, overrides: Iterable[str] = ()) -> str:
     verify(config)
     task = config.task
     asking = sample.check(config.stages["sample"])
-    bad_rows = config.stages["ingest"]["on_bad_row"]
-    source = read_prompts(
-        task.inputs, input=task.input, gold=task.gold, choices=task.choices, id=task.id, on_bad_row=bad_rows
-    )
     rows = bad = 0
-    for row in source:
+    for row in source_rows(config):
         if not isinstance(row, Prompt):
             bad += 1
             continue

@@ -22,14 +22,15 @@ from typing import IO, Final
 
 from pydantic import JsonValue
 
-from pipeline import ingest, responses, teachers
+from pipeline import responses, teachers
 from pipeline.asking import record_of
 from pipeline.config import Config
 from pipeline.files import InputError, RunError, atomic, canonical_json, plain, strict_json
 from pipeline.progress import bar
-from pipeline.records import Prompt
+from pipeline.records import Drop
 from pipeline.requests import Asking, Respondent, requests_of, resolve
 from pipeline.responses import Answered, Stored, open_store, read_store
+from pipeline.results import source_rows
 from pipeline.teachers import Replay
 from pipeline.teachers.replay import recorded
 
@@ -53,7 +54,7 @@ def some(found: Iterable[Stored], number: int, *, first: bool = False) -> list[S
 
 
 @dataclass
-class Figures:
+class Contents:
     """How much a store holds."""
 
     records: int = 0
@@ -63,7 +64,7 @@ class Figures:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finish_reasons: Counter[str] = field(default_factory=Counter)
-    teachers: dict[tuple[str, str], "Figures"] = field(default_factory=dict)  # by name and digest of the identity
+    teachers: dict[tuple[str, str], "Contents"] = field(default_factory=dict)  # by name and digest of the identity
 
     def add(self, record: Stored) -> None:
         """Count a record in."""
@@ -73,18 +74,18 @@ class Figures:
         self.finish_reasons[record.finish_reason] += 1
 
 
-def count(folder: Path) -> Figures:
+def count(folder: Path) -> Contents:
     """How much there is, together and for each teacher."""
-    figures = Figures()
+    contents = Contents()
     families: set[bytes] = set()
     for record in _shown(records(folder), "counting"):
-        figures.add(record)
-        figures.teachers.setdefault((record.teacher, record.identity), Figures()).add(record)
+        contents.add(record)
+        contents.teachers.setdefault((record.teacher, record.identity), Contents()).add(record)
         families.add(bytes.fromhex(record.family))
-    figures.families = len(families)
+    contents.families = len(families)
     paths = responses.segments(folder)
-    figures.segments, figures.bytes = len(paths), sum(path.stat().st_size for path in paths)
-    return figures
+    contents.segments, contents.bytes = len(paths), sum(path.stat().st_size for path in paths)
+    return contents
 
 
 def export(folder: Path, target: str, *, teacher: str | None = None, finish_reason: str | None = None) -> int:
@@ -122,9 +123,9 @@ def export_completions(config: Config, target: str, *, teacher: str | None = Non
     store = Answered(config.run / STORE)
     exported = Exported()
     with _output(target) as file, bar("export", None, "prompts") as advance:
-        for prompt in _prompts(config):
+        for prompt in source_rows(config):
             advance()
-            if not respondent.takes(prompt):
+            if isinstance(prompt, Drop) or not respondent.takes(prompt):
                 continue
             families = [request.family for request in requests_of(asking, respondent, prompt)]
             found = [store.get(family, asking.max_tokens) for family in families]
@@ -189,8 +190,8 @@ def import_completions(
     waiting: list[Stored] = []
     with open_store(config.run / STORE) as store, bar("import", len(answers), "rows") as advance:
         identity = store.add_teacher(respondent.identity)
-        for prompt in _prompts(config):
-            if not respondent.takes(prompt):
+        for prompt in source_rows(config):
+            if isinstance(prompt, Drop) or not respondent.takes(prompt):
                 continue
             found = answers.get(prompt.id, [])
             if prompt.id in strangers:
@@ -297,22 +298,6 @@ def _respondent(config: Config, teacher: str) -> tuple[Asking, Respondent]:
         )
     asking = resolve({teacher: teachers.identity(given[teacher])}, **config.stages["sample"])
     return asking, next(one for one in asking.respondents if one.name == teacher)
-
-
-def _prompts(config: Config) -> Iterator[Prompt]:
-    """The source rows as they are now, without those that ingest drops."""
-    task = config.task
-    found = ingest.prompts(
-        task.inputs,
-        input=task.input,
-        gold=task.gold,
-        choices=task.choices,
-        id=task.id,
-        on_bad_row=config.stages["ingest"]["on_bad_row"],
-    )
-    for row in found:
-        if isinstance(row, Prompt):
-            yield row
 
 
 def _shown(found: Iterable[Stored], what: str) -> Iterator[Stored]:

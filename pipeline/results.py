@@ -12,7 +12,7 @@ from pipeline import evaluate, outputs, provenance, sample, teachers, usage
 from pipeline.config import Config
 from pipeline.files import InputError, plain
 from pipeline.ingest import prompts
-from pipeline.records import Counts, Prompt
+from pipeline.records import Counts, Drop, Prompt
 from pipeline.runner import RUN_FACTS
 from pipeline.spending import Budget, cost, priced
 from pipeline.stages import STAGES
@@ -185,14 +185,23 @@ def sampling(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def source_rows(config: Config) -> Iterator[Prompt | Drop]:
+    """The source rows as they are now, as ingest would accept or drop them."""
+    task = config.task
+    return prompts(
+        task.inputs,
+        input=task.input,
+        gold=task.gold,
+        choices=task.choices,
+        id=task.id,
+        on_bad_row=config.stages["ingest"]["on_bad_row"],
+    )
+
+
 def estimate(config: Config) -> Estimate:
     """What the sample stage will ask for, over the source rows as they are now; rows that ingest drops are not counted."""
-    task, settings = config.task, config.stages["sample"]
-    bad_rows = config.stages["ingest"]["on_bad_row"]
-    source = prompts(
-        task.inputs, input=task.input, gold=task.gold, choices=task.choices, id=task.id, on_bad_row=bad_rows
-    )
-    rows = (row for row in source if isinstance(row, Prompt))
+    settings = config.stages["sample"]
+    rows = (row for row in source_rows(config) if isinstance(row, Prompt))
     pending = sample.pending(rows, settings=settings, responses=config.run / "responses")
     speeds = _measured(config.run)
     prices = {teachers.name(one): priced(one.price, settings["workers"]) for one in settings["teacher"]}

@@ -11,7 +11,6 @@ good count only where the server said what they took, and a server that says les
 beside the answer is in no backend's count of tokens, so it is not set aside either; only its time counts.
 """
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -105,7 +104,7 @@ class Purse:
     """Says for each request whether the budget still allows it. ``meters`` are those of all teachers of the call.
 
     Everything is counted in whole tokens, and money is reckoned from their sums, so that nothing drifts however many requests there are.
-    Requests may be taken and settled in different threads. ``too_large`` counts those that a fresh budget would not hold either.
+    ``too_large`` counts those that a fresh budget would not hold either.
     """
 
     def __init__(
@@ -120,7 +119,6 @@ class Purse:
         self._longest = 0.0
         self._last: tuple[str, tuple[int, int]] = ("", (0, 0))
         self._counted: tuple[tuple[str, int], int] = (("", 0), 0)
-        self._lock = threading.Lock()
 
     def admits(self, request: Request, meter: Meter, count: Count | None) -> bool:
         """Set aside what the request can take at most; False where the budget does not hold that, and ``refused`` says which part."""
@@ -128,14 +126,13 @@ class Purse:
             return True
         prompt, completion = self._most(request, meter, count)
         now = self._clock()
-        with self._lock:
-            self.refused = self._passed(meter, prompt, completion, now)
-            if self.refused:
-                return False
-            self._aside[request.key] = (meter, prompt, completion, now)
-            sums = self._sums[id(meter)]
-            sums[0] += prompt
-            sums[1] += completion
+        self.refused = self._passed(meter, prompt, completion, now)
+        if self.refused:
+            return False
+        self._aside[request.key] = (meter, prompt, completion, now)
+        sums = self._sums[id(meter)]
+        sums[0] += prompt
+        sums[1] += completion
         return True
 
     def never(self, request: Request, meter: Meter, count: Count | None) -> bool:
@@ -150,14 +147,13 @@ class Purse:
 
     def settle(self, request: Request) -> None:
         """The request has its result, and the meter knows what it took."""
-        with self._lock:
-            found = self._aside.pop(request.key, None)
-            if found is not None:
-                meter, prompt, completion, sent = found
-                sums = self._sums[id(meter)]
-                sums[0] -= prompt
-                sums[1] -= completion
-                self._longest = max(self._longest, self._clock() - sent)
+        found = self._aside.pop(request.key, None)
+        if found is not None:
+            meter, prompt, completion, sent = found
+            sums = self._sums[id(meter)]
+            sums[0] -= prompt
+            sums[1] -= completion
+            self._longest = max(self._longest, self._clock() - sent)
 
     @property
     def used(self) -> float | None:

@@ -55,7 +55,7 @@ STAGES = {
     for stage in (
         Stage("ingest", "map", ingest.ingest, (), None, Prompt, 1, "rows", "validate, give each row its id", per_row=False),
         Stage(
-            "sample", "job", sample.sample, ("ingest",), Prompt, Response, 1, "requests",
+            "sample", "job", sample.sample, ("ingest",), Prompt, Response, 2, "requests",
             "ask the teacher (n samples per prompt); every response goes to the response store before it counts",
             schema=requests.resolve, check=sample.check, identities=sample.identities,
         ),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import judge as judge_stage
-from pipeline import outputs
+from pipeline import outputs, usage
 from pipeline import project as projects
 from pipeline.audit import audit
 from pipeline.cli import main
@@ -78,6 +78,8 @@ def test_every_example_is_scored_and_else_stays_as_it_was(project: Path) -> None
     details = outcome.manifest.details
     assert details["scores"] == {"1": 0, "2": 14, "3": 0, "4": 0, "5": 12}
     assert (details["judge"], details["not_judged"], details["mean_score"]) == ("m", {}, round(88 / 26, 4))
+    figures = usage.figures(outcome.manifest)["m"]
+    assert (figures.requests, figures.responses, figures.prompt_tokens) == (26, 26, 7 * figures.answers)
     assert outcome.manifest.counts.model_dump() == {
         "unit": "examples",
         "rows_in": 26,
