@@ -10,9 +10,11 @@ Limits: several teachers are asked one after the other. Two rows with the same r
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Final
 
 from pipeline import teachers, workers
@@ -25,7 +27,6 @@ from pipeline.spending import Meter, Purse, priced
 from pipeline.teachers import Answer, Failure, Request
 
 RECENT_SECONDS: Final = 30.0
-COMMIT_SECONDS: Final = 2.0  # an answer waits no longer for others to be committed together
 FAMILY_BYTES: Final = 16
 
 Rows = Callable[[], Iterable[Prompt]]
@@ -170,45 +171,40 @@ def _fill(
 
 
 class _Commits:
-    """Answers on their way into the store, committed while the next are waited for: ``chunk`` together, or those of COMMIT_SECONDS."""
+    """Answers on their way into the store: a thread commits what has come, up to ``chunk`` together, while the next are waited for."""
 
     def __init__(self, store: Store, chunk: int, under_way: set[bytes]) -> None:
         self.store, self.chunk, self.under_way = store, chunk, under_way
-        self.records: list[Stored] = []
-        self.last = time.monotonic()
-        self.writer = ThreadPoolExecutor(1, thread_name_prefix="commits")
-        self.writing: Future[None] | None = None
+        self.came: SimpleQueue[Stored | None] = SimpleQueue()  # None: there will be no more
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="commits")
 
     def __enter__(self) -> "_Commits":
+        self.writing = self.thread.submit(self._write)
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self._flush()
-            self._settle()
-        finally:
-            self.writer.shutdown()
+        self.came.put(None)
+        self.thread.shutdown()
+        self.writing.result()
 
     def add(self, record: Stored) -> None:
         """Take one answer. Raises RunError where an earlier one could not be written."""
-        self.records.append(record)
-        if len(self.records) >= self.chunk or time.monotonic() - self.last >= COMMIT_SECONDS:
-            self._flush()
+        if self.writing.done():
+            self.writing.result()
+        self.came.put(record)
 
-    def _flush(self) -> None:
-        self._settle()
-        records, self.records, self.last = self.records, [], time.monotonic()
-        self.writing = self.writer.submit(self._write, records)
-
-    def _settle(self) -> None:
-        if self.writing is not None:
-            writing, self.writing = self.writing, None
-            writing.result()
-
-    def _write(self, records: list[Stored]) -> None:
-        self.store.append(records)
-        for record in records:
-            self.under_way.discard(bytes.fromhex(record.family))
+    def _write(self) -> None:
+        more = True
+        while more:
+            came = [self.came.get()]
+            with suppress(Empty):
+                while len(came) < self.chunk:
+                    came.append(self.came.get_nowait())
+            more = came[-1] is not None
+            records = [record for record in came if record is not None]
+            self.store.append(records)
+            for record in records:
+                self.under_way.discard(bytes.fromhex(record.family))
 
 
 def _note(meter: Meter, purse: Purse) -> Callable[[], str]:
