@@ -278,4 +278,5 @@ def _response(name: str, prompt: Prompt, respondent: Respondent, stored: Stored,
         input=prompt.input,
         gold=prompt.gold,
         choices=prompt.choices,
+        slices=prompt.slices,
     )

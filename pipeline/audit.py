@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
-from pydantic import ValidationError
+from msgspec import DecodeError
 
 from pipeline import outputs, responses
 from pipeline.files import InputError, RunError, line_digest, plain, sha256
@@ -153,8 +153,8 @@ def _check_filter(stage: str, folder: Path, parents: list[Path]) -> Iterator[str
     for parent in parents:
         for line in outputs.lines(parent):
             try:
-                row = Example.model_validate_json(line).id
-            except ValidationError:
+                row = Example.read(line).id
+            except DecodeError:
                 return  # a row that cannot be read was named already, with its line
             if row in dropped:
                 dropped.remove(row)
@@ -168,8 +168,8 @@ def _check_filter(stage: str, folder: Path, parents: list[Path]) -> Iterator[str
 def _without(fields: tuple[str, ...], line: bytes) -> bytes:
     """The line of an example without what a later stage sets in it."""
     try:
-        return Example.model_validate_json(line).model_copy(update=dict.fromkeys(fields)).line()
-    except ValidationError:
+        return Example.read(line).changed(**dict.fromkeys(fields)).line()
+    except DecodeError:
         return line
 
 

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pipeline import prompts, teachers
 from pipeline.binding import InputPath, Problem, bind, check, located, suggestion
 from pipeline.files import InputError, plain
+from pipeline.processes import Engine
 from pipeline.records import Target
 from pipeline.sources import HUB, EvalSet, files
 from pipeline.stages import STAGES
@@ -46,6 +47,10 @@ class Task(BaseModel):
     )
     choices: str | None = Field(None, description="column with the row's own closed answers")
     id: str | None = Field(None, description="column with a unique id")
+    slices: Annotated[list[str], AfterValidator(_distinct)] = Field(
+        default=[],
+        description="columns that tell groups of rows apart: figures are given for each, and groups can be capped",
+    )
     targets: Annotated[list[Target], Field(min_length=1), AfterValidator(_distinct)] = Field(
         default=["label", "rationale"]
     )
@@ -55,6 +60,8 @@ class _TopLevel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str = Field(min_length=1)
+    engine: Engine = "local"
+    processes: Annotated[int, Field(ge=1)] | None = None
     task: Task
     eval_sets: dict[str, EvalSet] = Field(default={})
     stages: dict[str, Any] = Field(default={})
@@ -66,6 +73,8 @@ class Config:
 
     file: Path
     run: Path
+    engine: Engine
+    processes: int | None
     task: Task
     eval_sets: dict[str, EvalSet]
     stages: dict[str, dict[str, Any]]
@@ -108,7 +117,7 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Config:
         bound = _bind_stages(stages, task, eval_sets, folder)
     except Problem as problem:
         raise located(problem, "", source, places) from None
-    return Config(path, folder / top.run, task, eval_sets, bound, places)
+    return Config(path, folder / top.run, top.engine, top.processes, task, eval_sets, bound, places)
 
 
 def verify(config: Config) -> None:

@@ -22,12 +22,15 @@ Limits: kept texts and signatures stay in memory (about 5 kB a row); below 0.6 t
 corpus; numbers written as words are not seen as numbers; a paraphrase is no near duplicate.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import msgspec
 import xxhash
 from pydantic import Field, JsonValue
 
+from pipeline.blocks import Corpus
 from pipeline.records import Drop, Example
 from pipeline.text import excerpt, normalise, numbers, shingles
 
@@ -53,6 +56,26 @@ def dedup(
     near: the Jaccard similarity, above 0 and up to 1, from which a row is a near duplicate; null looks for exact ones only.
     shingle: characters in a shingle. over: the text that is compared; rows without it are kept. differ_in: what must not differ.
     """
+    settings = {"near": near, "shingle": shingle, "over": over, "differ_in": differ_in}
+    return CORPUS.judge(rows, settings)
+
+
+class Text(msgspec.Struct, frozen=True):
+    """What dedup looks at."""
+
+    id: str
+    input: str
+    rationale: str | None
+
+
+def _verdicts(
+    rows: Iterable[Text],
+    *,
+    near: float | None,
+    shingle: int,
+    over: Literal["input", "rationale"],
+    differ_in: Sequence[str],
+) -> Generator[Drop | None, None, None]:
     kept = Nearest(near, shingle) if near is not None else None
     seen: dict[str, tuple[str, str]] = {}
     for row in rows:
@@ -136,3 +159,10 @@ def _signature(found: set[str]) -> "RMinHash":
     signature = RMinHash(PERMUTATIONS, SEED)
     signature.update(list(found))
     return signature
+
+
+CORPUS = Corpus(
+    view=Text,
+    sketch=lambda rows, prepared, **settings: rows,
+    resolve=lambda sketches, prepared, **settings: _verdicts(itertools.chain(*sketches), **settings),
+)

@@ -36,7 +36,7 @@ from pipeline.labels import LabelType, normalise, same, value
 from pipeline.outputs import Job, Totals, read
 from pipeline.parse import parse as parse_responses
 from pipeline.progress import bar, say_line
-from pipeline.records import Drop, Example, Prediction, Prompt, Record, Response, Target, TrainingRow
+from pipeline.records import Drop, Example, Prediction, Prompt, Record, Response, Row, Target, TrainingRow
 from pipeline.sample import answers
 from pipeline.shard import student_prompt
 from pipeline.sources import EvalSet
@@ -115,7 +115,7 @@ class Metrics(Record):
     eval_sets: dict[str, SetMetrics]
 
 
-class Rationale(Record):
+class Rationale(Row, frozen=True):
     """A line of rationales.jsonl: the student asked why."""
 
     eval_set: str
@@ -255,7 +255,7 @@ def evaluate(
         yield from given
         for drop in drops:
             eval_set, _, row = drop.id.partition("/")
-            yield drop.model_copy(update={"id": f"{eval_set}/{model}/{row}"})
+            yield drop.changed(id=f"{eval_set}/{model}/{row}")
     return Totals(
         (len(rows) + len(drops)) * len(answered), {"models": list(predictions), "summary": _summary(found_sets)}
     )
@@ -474,7 +474,7 @@ def _eval_rows(
         )
         for prompt in given:
             if isinstance(prompt, Drop):
-                drops.append(prompt.model_copy(update={"id": f"{name}/{prompt.id}"}))
+                drops.append(prompt.changed(id=f"{name}/{prompt.id}"))
                 continue
             if not (prompt.gold or "").strip():
                 evidence: dict[str, JsonValue] = {"source": prompt.source, "column": eval_set.gold}

@@ -11,11 +11,9 @@ Limits: ids are held in memory to see doubles (about 100 bytes a row).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
-
-from pydantic import ValidationError
 
 from pipeline.binding import From
 from pipeline.files import InputError, digest, plain
@@ -34,6 +32,7 @@ def ingest(
     gold: Annotated[str | None, From("task.gold")],
     choices: Annotated[str | None, From("task.choices")],
     id: Annotated[str | None, From("task.id")],
+    slices: Annotated[Sequence[str], From("task.slices")] = (),
 ) -> Iterator[Prompt | Drop]:
     """Accept rows as prompts. A bad row stops the run with its place, or becomes a drop with reason ``bad_row``."""
     seen: dict[str, str] = {}
@@ -42,7 +41,7 @@ def ingest(
         try:
             if isinstance(row, InputError):
                 raise row
-            prompt = _prompt(source, row, input, gold, choices, id)
+            prompt = _prompt(source, row, input, gold, choices, id, slices)
             if prompt.id in seen and id is not None:
                 raise InputError(
                     f"{source}: {id}: {plain(prompt.id)!r} is also the id of {seen[prompt.id]}; ids must be unique"
@@ -54,7 +53,7 @@ def ingest(
             continue
         if prompt.id in seen:
             repeats[prompt.id] += 1
-            prompt = prompt.model_copy(update={"id": f"{prompt.id}.{repeats[prompt.id] + 1}"})
+            prompt = prompt.changed(id=f"{prompt.id}.{repeats[prompt.id] + 1}")
         seen[prompt.id] = source
         yield prompt
 
@@ -66,14 +65,21 @@ def prompts(
     gold: str | None,
     choices: str | None,
     id: str | None,
+    slices: Sequence[str] = (),
     on_bad_row: OnBadRow = "stop",
 ) -> Iterator[Prompt | Drop]:
     """The rows of a source file as ingest would accept them: eval sets are read by this."""
-    return ingest(read(path), on_bad_row=on_bad_row, input=input, gold=gold, choices=choices, id=id)
+    return ingest(read(path), on_bad_row=on_bad_row, input=input, gold=gold, choices=choices, id=id, slices=slices)
 
 
 def _prompt(
-    source: str, row: dict[str, Any], input: str, gold: str | None, choices: str | None, id: str | None
+    source: str,
+    row: dict[str, Any],
+    input: str,
+    gold: str | None,
+    choices: str | None,
+    id: str | None,
+    slices: Sequence[str],
 ) -> Prompt:
     def column(name: str) -> Any:
         if name not in row:
@@ -94,19 +100,17 @@ def _prompt(
         answers = column(choices)
         if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
             raise InputError(f"{source}: {choices}: expected a list of texts, found {plain(repr(answers), 60)}")
-    try:
-        name = digest(row) if id is None else text(id)
-        if not name or len(name) > 200 or not name.isprintable() or "/" in name or "#" in name:
-            raise InputError(
-                f"{source}: {id}: {plain(name, 60)!r} cannot be an id: 1 to 200 printable characters without '/' and '#'"
-            )
-        return Prompt(
-            id=name,
-            source=source,
-            input=shown,
-            gold=None if gold is None else text(gold),
-            choices=answers,
-            columns=row,
+    name = digest(row) if id is None else text(id)
+    if not name or len(name) > 200 or not name.isprintable() or "/" in name or "#" in name:
+        raise InputError(
+            f"{source}: {id}: {plain(name, 60)!r} cannot be an id: 1 to 200 printable characters without '/' and '#'"
         )
-    except ValidationError as error:
-        raise InputError(f"{source}: {plain(error.errors()[0]['msg'])}") from None
+    return Prompt(
+        id=name,
+        source=source,
+        input=shown,
+        gold=None if gold is None else text(gold),
+        choices=answers,
+        columns=row,
+        slices={name: text(name) for name in slices},
+    )

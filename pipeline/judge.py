@@ -150,7 +150,7 @@ def judge(job: Job, **settings: Any) -> Generator[Example | Drop, None, Totals]:
                 found = _judgement(example, answer, respondent.name)
                 if isinstance(found, Judgement):
                     scores[found.score] += 1
-                    yield example.model_copy(update={"judgement": found})
+                    yield example.changed(judgement=found)
                 else:
                     failed[answer.reason if isinstance(answer, Drop) else "unreadable"] += 1
                     yield example if judging.on_failure == "keep" else found

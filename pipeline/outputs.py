@@ -14,15 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
 
+from msgspec import DecodeError
 from pydantic import ValidationError
 
 from pipeline.files import RunError, atomic, canonical_json, line_digest, plain, sha256, strict_json, sync_folder
-from pipeline.records import Drop, Manifest, OutputFile, Record
+from pipeline.records import Drop, Manifest, OutputFile, Row
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=Row)
 
 MANIFEST = "manifest.json"
 DROPPED = "dropped"
+DIGEST = 17  # bytes of a line's digest with its newline
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,24 @@ class RowWriter:
         if self._in_file == self.rows_per_file:
             self._finish()
 
+    def write_lines(self, data: bytes, digests: bytes, rows: int) -> None:
+        """Add ``rows`` rows at once: their lines and the lines of their digests, with newlines."""
+        done = start = 0
+        while done < rows:
+            if self._files is None:
+                self._open()
+            assert self._files is not None
+            taken = rows - done if self.rows_per_file is None else min(rows - done, self.rows_per_file - self._in_file)
+            end = len(data) if done + taken == rows else _after(data, start, taken)
+            self._files[0].write(memoryview(data)[start:end])
+            self._files[1].write(memoryview(digests)[done * DIGEST : (done + taken) * DIGEST])
+            self._sha256.update(memoryview(data)[start:end])
+            self.rows += taken
+            self._in_file += taken
+            done, start = done + taken, end
+            if self._in_file == self.rows_per_file:
+                self._finish()
+
     def close(self) -> list[OutputFile]:
         """Finish the last file; all files written, row files and digest files."""
         if self._files is None and self.rows_per_file is None and not self.finished:
@@ -107,6 +127,13 @@ class RowWriter:
             )
         self._files = None
         sync_folder(self.folder)
+
+
+def _after(data: bytes, start: int, lines: int) -> int:
+    """Where the line begins that is ``lines`` lines after the one at ``start``."""
+    for _ in range(lines):
+        start = data.index(b"\n", start) + 1
+    return start
 
 
 def current(run: Path, stage: str) -> Path | None:
@@ -204,9 +231,8 @@ def read_file(path: Path, record: type[R]) -> Iterator[R]:
     with path.open("rb") as rows:
         for number, line in enumerate(rows, 1):
             try:
-                yield record.model_validate_json(line)
-            except ValidationError as error:
-                problem = error.errors(include_url=False)[0]["msg"]
+                yield record.read(line)
+            except DecodeError as error:
                 raise RunError(
-                    f"{path}:{number}: not a {record.__name__} row ({plain(problem)}); run `stepdistill audit`"
+                    f"{path}:{number}: not a {record.__name__} row ({plain(str(error))}); run `stepdistill audit`"
                 ) from None

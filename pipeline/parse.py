@@ -312,6 +312,7 @@ def _voted(
         entropy=None if winner is None else _entropy(list(shares.values())),
         soft_labels=_soft_labels(ballots, label_type, response.choices or labels),
         rationalised=response.rationalised,
+        slices=response.slices,
     )
 
 

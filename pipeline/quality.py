@@ -12,6 +12,7 @@ judge's score are no part of the default list; their drops also hold the votes, 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated
 
+import msgspec
 from pydantic import JsonValue
 
 from pipeline.binding import Call, Calls, From
@@ -60,5 +61,6 @@ def judge(example: Example, filter: Call) -> Drop | None:
         },
     }
     if filter.name in ASKED_FOR:
-        evidence |= example.model_dump(mode="json", include={ASKED_FOR[filter.name]})
+        field = ASKED_FOR[filter.name]
+        evidence[field] = msgspec.to_builtins(getattr(example, field))
     return Drop(id=example.id, reason=filter.name, evidence=evidence)

@@ -9,152 +9,214 @@ always the same bytes. One input row becomes, for example::
     TrainingRow {"id": "9f../label", "prompt": "[label] Late goal sinks ..", "completion": "sports", ...}
 """
 
-from typing import Annotated, Any, Literal, get_args
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_type_hints
 
+import msgspec
+from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Target = Literal["label", "rationale", "response"]
+S = TypeVar("S", bound=msgspec.Struct)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Record(BaseModel):
-    """A frozen row; unknown fields are refused."""
+    """A frozen record that people read, or that is checked once: manifests, figures. Unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def line(self) -> bytes:
-        r"""The row's one encoding: compact JSON in field order, UTF-8, without the ``\n``."""
+        r"""The record's one encoding: compact JSON in field order, UTF-8, without ``\n``."""
         return self.model_dump_json().encode()
 
 
-class Prompt(Record):
+class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen row; unknown fields are refused. Millions of these are read and written, by msgspec's codec.
+
+    Types are checked where a row is read, not where it is made.
+    """
+
+    def line(self) -> bytes:
+        r"""The row's one encoding: compact JSON in field order, UTF-8, without ``\n``. Raises UnicodeEncodeError for lone surrogates."""
+        return _ENCODER.encode(self)
+
+    @classmethod
+    def read(cls, line: bytes | str) -> Self:
+        """The row that a line holds. Raises msgspec.DecodeError where it holds none."""
+        return decoded(cls, line)
+
+    def changed(self, **fields: Any) -> Self:
+        """The same row with other values in these fields."""
+        return msgspec.structs.replace(self, **fields)
+
+    def plain(self) -> dict[str, Any]:
+        """The row as JSON's own types."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return found
+
+
+_ENCODER = msgspec.json.Encoder()
+
+
+@lru_cache
+def decoder(row: type[S]) -> "msgspec.json.Decoder[S]":
+    """Reads rows of one type: ``decode`` a line, ``decode_lines`` a block of them."""
+    return msgspec.json.Decoder(row)
+
+
+def decoded(row: type[S], line: bytes | str) -> S:
+    """The row, or the fields of one that ``row`` has, that a line holds. Raises msgspec.DecodeError where it holds none."""
+    try:
+        return decoder(row).decode(line)
+    except UnicodeDecodeError:
+        raise msgspec.DecodeError("not UTF-8") from None
+    except RecursionError:
+        raise msgspec.DecodeError("nested too deeply") from None
+
+
+class Prompt(Row, frozen=True):
     """An input row that was accepted. Written by ingest."""
 
     id: str
-    source: str = Field(description="where the row was read: file name and line (or row) number, from 1")
-    input: str = Field(description="what the student sees after its prefix")
-    gold: str | None = Field(
-        description="the true label, where the source has one; only rationalise shows it to a teacher"
+    source: Annotated[str, Meta(description="where the row was read: file name and line (or row) number, from 1")]
+    input: Annotated[str, Meta(description="what the student sees after its prefix")]
+    gold: Annotated[
+        str | None, Meta(description="the true label, where the source has one; only rationalise shows it to a teacher")
+    ]
+    choices: Annotated[list[str] | None, Meta(description="the row's own closed answers, for multiple-choice tasks")]
+    columns: Annotated[dict[str, Any], Meta(description="the source row, for the prompt template")]
+    slices: Annotated[dict[str, str], Meta(description="the row's values in the columns that task.slices names")] = (
+        msgspec.field(default_factory=dict)
     )
-    choices: list[str] | None = Field(description="the row's own closed answers, for multiple-choice tasks")
-    columns: dict[str, JsonValue] = Field(description="the source row, for the prompt template")
 
 
-class Response(Record):
+class Response(Row, frozen=True):
     """One answer of a teacher. Written by sample."""
 
-    id: str = Field(description="<prompt id>#<sample index>")
+    id: Annotated[str, Meta(description="<prompt id>#<sample index>")]
     prompt: str
     sample: int
-    request: str = Field(description="the key under which the response store holds this answer")
+    request: Annotated[str, Meta(description="the key under which the response store holds this answer")]
     teacher: str
     text: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
-    mean_logprob: float | None = Field(None, description="mean log-probability of its tokens, where it was asked for")
-    label_logprobs: dict[str, float] | None = Field(
-        None, description="log-probability of each label at the label's place, not normalised over the labels"
-    )
-    rationalised: bool = Field(False, description="the true label was given, and only the rationale is the teacher's")
     input: str
     gold: str | None
     choices: list[str] | None
+    mean_logprob: Annotated[
+        float | None, Meta(description="mean log-probability of its tokens, where it was asked for")
+    ] = None
+    label_logprobs: Annotated[
+        dict[str, float] | None,
+        Meta(description="log-probability of each label at the label's place, not normalised over the labels"),
+    ] = None
+    rationalised: Annotated[
+        bool, Meta(description="the true label was given, and only the rationale is the teacher's")
+    ] = False
+    slices: Annotated[dict[str, str], Meta(description="the row's values in the columns that task.slices names")] = (
+        msgspec.field(default_factory=dict)
+    )
 
 
-class Vote(Record):
+class Vote(Row, frozen=True):
     """What one response said, as parse understood it."""
 
-    response: str = Field(description="id of the Response")
-    request: str = Field(description="its key in the response store")
+    response: Annotated[str, Meta(description="id of the Response")]
+    request: Annotated[str, Meta(description="its key in the response store")]
     teacher: str
     label: str | None
-    weight: float = Field(default=1.0, description="what it counted beside the others")
-    mean_logprob: float | None = Field(default=None, description="of the response's tokens, where it is known")
+    weight: Annotated[float, Meta(description="what it counted beside the others")] = 1.0
+    mean_logprob: Annotated[float | None, Meta(description="of the response's tokens, where it is known")] = None
 
 
-class Judgement(Record):
+class Judgement(Row, frozen=True):
     """What a judge said of an example, from 1 (unusable) to 5 (flawless). Written by judge."""
 
     score: int
     reason: str
-    judge: str = Field(description="the teacher that judged")
-    request: str = Field(description="the key under which the response store holds the judge's answer")
+    judge: Annotated[str, Meta(description="the teacher that judged")]
+    request: Annotated[str, Meta(description="the key under which the response store holds the judge's answer")]
 
 
-class Example(Record):
+class Example(Row, frozen=True):
     """An input with the label and the rationale that its teacher gave.
 
     Written by parse; judge adds its judgement; kept or dropped, never changed, by the filters.
     """
 
-    id: str = Field(description="the id of the Prompt it answers")
+    id: Annotated[str, Meta(description="the id of the Prompt it answers")]
     input: str
-    label: str | None = Field(description="normalised label; None for tasks whose target is the free response")
+    label: Annotated[str | None, Meta(description="normalised label; None for tasks whose target is the free response")]
     rationale: str | None
-    response: str = Field(description="id of the Response whose rationale (or text) this is")
-    text: str = Field(description="that response's text, cut where it ran on past the answer")
+    response: Annotated[str, Meta(description="id of the Response whose rationale (or text) this is")]
+    text: Annotated[str, Meta(description="that response's text, cut where it ran on past the answer")]
     finish_reason: str
-    votes: list[Vote] = Field(description="all parsed responses to this prompt, winner included")
+    votes: Annotated[list[Vote], Meta(description="all parsed responses to this prompt, winner included")]
     gold: str | None
     choices: list[str] | None
-    agreement: float | None = Field(
-        default=None, description="share of the votes' weight that the label won; None without labels"
-    )
-    entropy: float | None = Field(default=None, description="of the votes' distribution over the labels, in bits")
-    soft_labels: dict[str, float] | None = Field(
-        default=None,
-        description="label -> probability, the mean over the responses with log-probabilities of their labels",
-    )
-    rationalised: bool = Field(
-        default=False, description="the label is the true one, and only the rationale is the teacher's"
-    )
-    judgement: Judgement | None = Field(
-        default=None, description="set by judge alone; None where it did not run, or failed"
+    agreement: Annotated[
+        float | None, Meta(description="share of the votes' weight that the label won; None without labels")
+    ] = None
+    entropy: Annotated[float | None, Meta(description="of the votes' distribution over the labels, in bits")] = None
+    soft_labels: Annotated[
+        dict[str, float] | None,
+        Meta(description="label -> probability, the mean over the responses with log-probabilities of their labels"),
+    ] = None
+    rationalised: Annotated[
+        bool, Meta(description="the label is the true one, and only the rationale is the teacher's")
+    ] = False
+    judgement: Annotated[
+        Judgement | None, Meta(description="set by judge alone; None where it did not run, or failed")
+    ] = None
+    slices: Annotated[dict[str, str], Meta(description="the row's values in the columns that task.slices names")] = (
+        msgspec.field(default_factory=dict)
     )
 
 
-class TrainingRow(Record):
+class TrainingRow(Row, frozen=True):
     """One row that a student is trained on. Written by shard; ``prompt`` and ``completion`` are TRL's column names."""
 
-    id: str = Field(description="<example id>/<task>")
+    id: Annotated[str, Meta(description="<example id>/<task>")]
     example: str
     task: Target
     split: Literal["train", "validation"]
-    prompt: str = Field(description="prefix and input: '[label] ..' or '[rationale] ..'")
+    prompt: Annotated[str, Meta(description="prefix and input: '[label] ..' or '[rationale] ..'")]
     completion: str
 
 
-class Trained(Record):
+class Trained(Row, frozen=True):
     """A training row that reached the trainer, with the number of its target tokens. Written by train."""
 
     id: str
     example: str
     task: Target
     split: Literal["train", "validation"]
-    tokens: int = Field(description="target tokens, the end-of-sequence token included")
+    tokens: Annotated[int, Meta(description="target tokens, the end-of-sequence token included")]
 
 
-class Prediction(Record):
+class Prediction(Row, frozen=True):
     """What one model answered to one row of an eval set. Written by evaluate."""
 
-    id: str = Field(description="<eval set>/<model>/<row id>")
+    id: Annotated[str, Meta(description="<eval set>/<model>/<row id>")]
     eval_set: str
     model: str
     row: str
     input: str
     gold: str
-    label: str | None = Field(description="normalised; None where the text could not be read as a label")
+    label: Annotated[str | None, Meta(description="normalised; None where the text could not be read as a label")]
     correct: bool
     text: str
 
 
-class Drop(Record):
+class Drop(Row, frozen=True):
     """A row that ends here: why, and the evidence to check it by."""
 
     id: str
-    reason: str = Field(description="a fixed name: 'near_duplicate', 'too_short', ...")
-    evidence: dict[str, JsonValue]
+    reason: Annotated[str, Meta(description="a fixed name: 'near_duplicate', 'too_short', ...")]
+    evidence: dict[str, Any]
 
 
 class InputDigest(Record):
@@ -212,10 +274,10 @@ class Manifest(Record):
     digest: Sha256 = Field(description="SHA-256 over this manifest's canonical JSON without this field")
 
 
-def features(record: type[Record]) -> dict[str, str]:
+def features(row: type[Row]) -> dict[str, str]:
     """Column name -> type name as ``datasets.Features`` understands it ('string', 'int64', 'float64', 'bool', 'list<string>', 'json').
 
-    'json' marks a column whose value is free JSON or a list of records.
+    'json' marks a column whose value is free JSON or a list of rows.
     """
 
     def name(annotation: Any) -> str:
@@ -228,4 +290,4 @@ def features(record: type[Record]) -> dict[str, str]:
             return "string"
         return name(options[0]) if len(options) == 1 and options[0] in (str, int, float, bool) else "json"
 
-    return {field: name(info.annotation) for field, info in record.model_fields.items()}
+    return {field: name(annotation) for field, annotation in get_type_hints(row).items()}

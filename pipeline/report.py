@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 from markupsafe import Markup, escape
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -27,12 +28,13 @@ from pydantic_core import to_json
 from pipeline import outputs, usage
 from pipeline.evaluate import METRICS, RATIONALES, SPEEDS, Comparison, Interval, Metrics, Rationale, Speeds
 from pipeline.files import RunError, atomic, plain, read_jsonl
-from pipeline.records import Drop, Example, Manifest, Prompt, Record
+from pipeline.records import Drop, Example, Manifest, Prompt, Record, Row
 from pipeline.stages import STAGES
 from pipeline.text import excerpt
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
+AnyRow = TypeVar("AnyRow", bound=Row)
 LONGEST_TEXT = 1200
 MODELS = {
     "student": "labels and rationales",
@@ -402,15 +404,19 @@ def _speeds(folder: Path | None) -> Speeds | None:
 
 
 def _read(path: Path, record: type[R]) -> R:
-    return _row(path.read_bytes(), record, path)
-
-
-def _row(line: bytes, record: type[R], place: Path) -> R:
     try:
-        return record.model_validate_json(line)
+        return record.model_validate_json(path.read_bytes())
     except ValidationError as error:
         problem = plain(error.errors(include_url=False)[0]["msg"])
-        raise RunError(f"{place}: not a {record.__name__} ({problem}); run `stepdistill audit`") from None
+        raise RunError(f"{path}: not a {record.__name__} ({problem}); run `stepdistill audit`") from None
+
+
+def _row(line: bytes, kind: type[AnyRow], place: Path) -> AnyRow:
+    try:
+        return kind.read(line)
+    except msgspec.DecodeError as error:
+        problem = plain(str(error))
+        raise RunError(f"{place}: not a {kind.__name__} ({problem}); run `stepdistill audit`") from None
 
 
 def _rationales(folder: Path | None) -> list[Rationale]:

@@ -119,7 +119,7 @@ def rows(config: Config, stage: str, *, dropped: bool = False, reason: str | Non
             )
         for drop in outputs.read_drops(folder):
             if reason is None or drop.reason == reason:
-                yield drop.model_dump(mode="json")
+                yield drop.plain()
         return
     for line in outputs.lines(folder):
         yield json.loads(line)
@@ -194,6 +194,7 @@ def source_rows(config: Config) -> Iterator[Prompt | Drop]:
         gold=task.gold,
         choices=task.choices,
         id=task.id,
+        slices=task.slices,
         on_bad_row=config.stages["ingest"]["on_bad_row"],
     )
 

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import outputs, provenance, shard, sources, teachers
+from pipeline.blocks import Block, Verdicts, Written, cut, judged, mapped
 from pipeline.config import Config, load, verify
 from pipeline.files import InputError, RunError, held_alone, plain, sha256, write_json
 from pipeline.outputs import Job, RowWriter, Totals
+from pipeline.processes import Crew
 from pipeline.progress import Advance, bar, say_line
 from pipeline.provenance import Ask
-from pipeline.records import Counts, Drop, Manifest, OutputFile, Record, features
+from pipeline.records import Counts, Drop, Manifest, OutputFile, Row, features
 from pipeline.stages import STAGES, Stage
 
 ROWS_PER_FILE = 100_000
@@ -63,7 +65,7 @@ def run(
     chosen = choose(config, stages, start, until)
     outcomes = []
     config.run.mkdir(parents=True, exist_ok=True)
-    with held_alone(config.run / LOCK, config.run):
+    with held_alone(config.run / LOCK, config.run), Crew(config.engine, config.processes) as crew:
         for stage in chosen:
             began = time.monotonic()
             asked = provenance.ask(config, stage)
@@ -79,7 +81,7 @@ def run(
                 outcomes.append(Outcome(stage, folder, outputs.read_manifest(folder), False, 0.0))
                 continue
             say_line(f"{stage}: running ({asked.key[:8]})")
-            folder = _execute(config, STAGES[stage], asked)
+            folder = _execute(config, STAGES[stage], asked, crew)
             outputs.point(config.run, stage, asked.key)
             outcome = Outcome(stage, folder, outputs.read_manifest(folder), True, time.monotonic() - began)
             say_line(f"{stage}: {counts_line(outcome.manifest.counts)} in {outcome.seconds:.1f} s")
@@ -114,7 +116,7 @@ def reasons_line(counts: Counts) -> str:
     return ", ".join(f"{reason} {number:,}" for reason, number in ordered)
 
 
-def _execute(config: Config, stage: Stage, asked: Ask) -> Path:
+def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew) -> Path:
     """Run one stage into its folder and write the manifest."""
     folder = config.run / stage.name / asked.key
     finished = folder / outputs.MANIFEST
@@ -130,17 +132,14 @@ def _execute(config: Config, stage: Stage, asked: Ask) -> Path:
     inputs = {name: path for name, path in parents.items() if path is not None}
     tally = _Tally()
     writers = _Writers(folder, settings.get("rows_per_shard", ROWS_PER_FILE))
-    total = sum(outputs.read_manifest(path).counts.rows_out for path in inputs.values()) or None
     if stage.kind == "job":
         job = Job(folder, inputs, config.run / "responses")
         _split_job(stage.function(job, **settings), stage, tally, writers)
+    elif stage.takes is None:
+        _read_sources(config, stage, tally, writers)
     else:
-        with bar(stage.name, total) as advance:
-            if stage.kind == "filter":
-                (source,) = inputs.values()
-                _split_filter(stage, source, settings, tally, writers, advance)
-            else:
-                _split_map(stage, _rows(config, stage, inputs, tally, advance), settings, tally, writers)
+        (source,) = inputs.values()
+        _work_through(stage, source, settings, crew, tally, writers)
     if tally.rows_in != tally.kept + sum(tally.reasons.values()):
         dropped = sum(tally.reasons.values())
         raise RunError(
@@ -205,10 +204,10 @@ class _Writers:
         self.drops = RowWriter(folder, outputs.DROPPED, None)
         self.kept: dict[str, RowWriter] = {}
 
-    def keep(self, prefix: str, line: bytes) -> None:
+    def to(self, prefix: str) -> RowWriter:
         if prefix not in self.kept:
             self.kept[prefix] = RowWriter(self.folder, prefix, self.rows_per_file)
-        self.kept[prefix].write(line)
+        return self.kept[prefix]
 
     def close(self) -> list[OutputFile]:
         """Data first, then drops."""
@@ -216,43 +215,103 @@ class _Writers:
         return files + self.drops.close()
 
 
-def _rows(config: Config, stage: Stage, inputs: dict[str, Path], tally: _Tally, advance: Advance) -> Iterator[Any]:
-    """The rows that a map stage reads, counted as they pass."""
-    if stage.takes is None:
-        rows: Iterable[Any] = sources.read(config.task.inputs)
-    else:
-        (source,) = inputs.values()
-        rows = outputs.read(source, stage.takes)
-    for row in rows:
-        tally.rows_in += 1
-        advance()
-        yield row
+def _read_sources(config: Config, stage: Stage, tally: _Tally, writers: _Writers) -> None:
+    """A map over the source rows."""
+    settings = config.stages[stage.name]
+
+    def rows() -> Iterator[sources.Row]:
+        for row in sources.read(config.task.inputs):
+            tally.rows_in += 1
+            advance()
+            yield row
+
+    with bar(stage.name, None) as advance:
+        for row in stage.function(rows(), **settings):
+            _take(row, stage, tally, writers)
 
 
-def _split_map(stage: Stage, rows: Iterable[Any], settings: dict[str, Any], tally: _Tally, writers: _Writers) -> None:
-    for row in stage.function(rows, **settings):
-        _take(row, stage, tally, writers)
-    tally.rows_in *= stage.units(settings)
-
-
-def _split_filter(
-    stage: Stage, source: Path, settings: dict[str, Any], tally: _Tally, writers: _Writers, advance: Advance
+def _work_through(
+    stage: Stage, source: Path, settings: dict[str, Any], crew: Crew, tally: _Tally, writers: _Writers
 ) -> None:
-    assert stage.takes is not None
-    verdicts = stage.function(outputs.read(source, stage.takes), **settings)
-    for line, verdict in itertools.zip_longest(outputs.lines(source), verdicts, fillvalue=_NOTHING):
-        if line is _NOTHING or verdict is _NOTHING:
-            raise RunError(
-                f"{stage.name}: as many verdicts as rows are needed, one was {'too few' if verdict is _NOTHING else 'too many'}"
-            )
-        tally.rows_in += 1
-        advance()
-        if verdict is None:
-            tally.kept += 1
-            tally.rows_out += 1
-            writers.keep("part", line)
+    """A map or filter over the rows of another stage, block by block."""
+    blocks = list(cut(source, together=stage.together))
+    weight = sum(map(len, blocks))
+    total = outputs.read_manifest(source).counts.rows_out
+    with bar(stage.name, total if stage.corpus is None else 2 * total) as advance:
+        if stage.corpus is None:
+            found = crew.in_order(_apart, ((block,) for block in blocks), weight=weight, shared=(stage.name, settings))
         else:
-            _take(verdict, stage, tally, writers)
+            found = _together(stage, blocks, weight, settings, crew, tally, advance)
+        for written in found:
+            for prefix, lines in sorted(written.kept.items()):
+                writers.to(prefix).write_lines(lines.data, lines.digests, lines.rows)
+                tally.rows_out += lines.rows
+            writers.drops.write_lines(written.drops.data, written.drops.digests, written.drops.rows)
+            tally.rows_in += written.rows_in * stage.units(settings)
+            tally.kept += written.units
+            tally.reasons += written.reasons
+            advance(written.rows_in)
+
+
+def _apart(shared: tuple[str, dict[str, Any]], block: Block) -> Written:
+    """What becomes of the rows of one block, where that depends on no others."""
+    name, settings = shared
+    stage = STAGES[name]
+    assert stage.takes is not None
+    data = block.read()
+    rows = block.rows(stage.takes, data)
+    if stage.kind == "filter":
+        return judged(data, stage.function(rows, **settings), name)
+    return mapped(stage.function(rows, **settings), len(rows), stage.prefix, stage.stands_for)
+
+
+def _together(
+    stage: Stage,
+    blocks: list[Block],
+    weight: int,
+    settings: dict[str, Any],
+    crew: Crew,
+    tally: _Tally,
+    advance: Advance,
+) -> Iterator[Written]:
+    """A filter that needs the whole corpus: sketch all blocks, resolve, and go through them again with the verdicts."""
+    assert stage.corpus is not None
+    prepared = stage.corpus.prepare(**settings)
+    counts: list[int] = []
+    sketches: list[Any] = []
+    tasks = ((block,) for block in blocks)
+    for rows, sketch in crew.in_order(_sketch, tasks, weight=weight, shared=(stage.name, settings, prepared)):
+        counts.append(rows)
+        sketches.append(sketch)
+        advance(rows)
+    verdicts = stage.corpus.resolve(sketches, prepared, **settings)
+    parts = _parts(verdicts, counts, stage.name, tally)
+    yield from crew.in_order(_split, zip(blocks, parts, strict=True), weight=weight, shared=stage.name)
+
+
+def _sketch(shared: tuple[str, dict[str, Any], Any], block: Block) -> tuple[int, Any]:
+    name, settings, prepared = shared
+    corpus = STAGES[name].corpus
+    assert corpus is not None
+    rows = block.rows(corpus.view)
+    return len(rows), corpus.sketch(rows, prepared, **settings)
+
+
+def _split(name: str, block: Block, verdicts: list[Drop | None]) -> Written:
+    return judged(block.read(), verdicts, name)
+
+
+def _parts(verdicts: Verdicts, counts: list[int], name: str, tally: _Tally) -> Iterator[list[Drop | None]]:
+    """The verdicts of each block, and at their end the facts for the manifest. Raises RunError where there are too few or too many."""
+    given = _ended(verdicts, tally)
+    for count in counts:
+        yield list(itertools.islice(given, count))
+    if next(given, _NOTHING) is not _NOTHING:
+        raise RunError(f"{name}: as many verdicts as rows are needed, there were more")
+
+
+def _ended(verdicts: Verdicts, tally: _Tally) -> Iterator[Drop | None]:
+    tally.details = dict((yield from verdicts) or {})
 
 
 def _split_job(rows: Generator[Any, None, Totals], stage: Stage, tally: _Tally, writers: _Writers) -> None:
@@ -271,14 +330,14 @@ def _split_job(rows: Generator[Any, None, Totals], stage: Stage, tally: _Tally, 
 _NOTHING: Any = object()
 
 
-def _take(row: Record, stage: Stage, tally: _Tally, writers: _Writers) -> None:
+def _take(row: Row, stage: Stage, tally: _Tally, writers: _Writers) -> None:
     if isinstance(row, Drop):
         tally.reasons[row.reason] += 1
         writers.drops.write(row.line())
         return
     tally.kept += stage.stands_for(row)
     tally.rows_out += 1
-    writers.keep(stage.prefix(row), row.line())
+    writers.to(stage.prefix(row)).write(row.line())
 
 
 def _write_card(folder: Path, config: Config, asked: Ask, files: list[OutputFile], tally: _Tally) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline import decontaminate, dedup, evaluate, ingest, judge, parse, quality, requests, sample, shard, train
-from pipeline.records import Example, Prediction, Prompt, Record, Response, Trained, TrainingRow
+from pipeline.blocks import Corpus
+from pipeline.records import Example, Prediction, Prompt, Response, Row, Trained, TrainingRow
 
 
 @dataclass(frozen=True)
@@ -17,19 +18,23 @@ class Stage:
     """One row of the table.
 
     ``kind``: a ``map`` turns rows into rows, a ``filter`` gives one verdict a row, a ``job`` owns a folder beside its rows.
-    ``unit`` is what the conservation law counts. ``per_row``: the verdict on a row depends on that row alone.
+    ``unit`` is what the conservation law counts. ``per_row``: what becomes of a row depends on that row alone, or on those next to it
+    that are equal in the field ``together``, so that blocks of rows can be worked on apart. ``corpus``: a filter's parts, where its
+    verdicts need the whole corpus.
     """
 
     name: str
     kind: Literal["map", "filter", "job"]
     function: Callable[..., Any]
     reads: tuple[str, ...]
-    takes: type[Record] | None
-    gives: type[Record]
+    takes: type[Row] | None
+    gives: type[Row]
     version: int
     unit: str
     what: str
     per_row: bool = False
+    together: str | None = None
+    corpus: Corpus | None = None
     optional: bool = False  # may be switched off in stages.yaml with 'name: false'
     on: bool = True  # runs even where stages.yaml does not name it
     adds: tuple[
@@ -53,20 +58,21 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("ingest", "map", ingest.ingest, (), None, Prompt, 1, "rows", "validate, give each row its id", per_row=False),
+        Stage("ingest", "map", ingest.ingest, (), None, Prompt, 2, "rows", "validate, give each row its id"),
         Stage(
-            "sample", "job", sample.sample, ("ingest",), Prompt, Response, 2, "requests",
+            "sample", "job", sample.sample, ("ingest",), Prompt, Response, 3, "requests",
             "ask the teacher (n samples per prompt); every response goes to the response store before it counts",
             schema=requests.resolve, check=sample.check, identities=sample.identities,
         ),
         Stage(
-            "parse", "map", parse.parse, ("sample",), Response, Example, 2, "responses",
+            "parse", "map", parse.parse, ("sample",), Response, Example, 3, "responses",
             "label and rationale out of the text; vote over teachers and samples",
-            check=lambda settings: parse.parse((), **settings), stands_for=lambda example: len(example.votes),
+            per_row=True, together="prompt", check=lambda settings: parse.parse((), **settings),
+            stands_for=lambda example: len(example.votes),
         ),
         Stage(
             "dedup", "filter", dedup.dedup, ("parse",), Example, Example, 1, "examples",
-            "exact and near duplicates (needs the whole corpus)", optional=True,
+            "exact and near duplicates (needs the whole corpus)", optional=True, corpus=dedup.CORPUS,
         ),
         Stage(
             "decontaminate", "filter", decontaminate.decontaminate, ("dedup",), Example, Example, 1, "examples",

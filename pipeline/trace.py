@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pipeline import judge, outputs, responses
 from pipeline.files import InputError, RunError, plain
 from pipeline.records import Example, Prompt, Response
@@ -103,7 +105,7 @@ def _belongs(found: dict[str, Any], row: str) -> bool:
 
 def _stored(run: Path, folder: Path, found: dict[str, Any]) -> list[Event]:
     """The response store's own record of a response, and the prompt that it answered, proved by the request's key."""
-    response = Response.model_validate(found)
+    response = msgspec.convert(found, Response)
     prompt = _prompt(run, response.prompt)
     number = int(response.id.rpartition("#")[2])
     asked = proof(prompt, folder, outputs.read_manifest(folder), number) if prompt is not None else None
@@ -112,7 +114,7 @@ def _stored(run: Path, folder: Path, found: dict[str, Any]) -> list[Event]:
 
 def _judged(run: Path, folder: Path, found: dict[str, Any]) -> list[Event]:
     """The same for a judgement."""
-    example = Example.model_validate(found)
+    example = msgspec.convert(found, Example)
     assert example.judgement is not None
     asked = judge.proof(example, folder, outputs.read_manifest(folder))
     return _proved(run, "judge", folder, example.judgement.request, asked)
@@ -144,7 +146,7 @@ def _prompt(run: Path, row: str) -> Prompt | None:
         raise RunError(f"{run}: ingest has no result")
     for path, _, line in _grep(folder, row):
         if path.name != f"{outputs.DROPPED}.jsonl":
-            prompt = Prompt.model_validate_json(line)
+            prompt = Prompt.read(line)
             if prompt.id == row:
                 return prompt
     return None

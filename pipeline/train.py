@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import Field, JsonValue, ValidationError
+import msgspec
+from pydantic import Field, JsonValue
 
 from pipeline.binding import From
 from pipeline.files import (
@@ -195,13 +196,9 @@ def read_shards(folder: Path) -> Iterator[TrainingRow]:
     for path in shard_files(folder):
         for number, row in read_jsonl(path):
             try:
-                yield TrainingRow.model_validate(row)
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                field = ".".join(str(step) for step in first["loc"])
-                raise InputError(
-                    f"{path}:{number}: {plain(field)}: {plain(first['msg'])}; name a folder of training rows"
-                ) from None
+                yield msgspec.convert(row, TrainingRow)
+            except msgspec.ValidationError as error:
+                raise InputError(f"{path}:{number}: {plain(str(error))}; name a folder of training rows") from None
 
 
 def fit(

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = """
-records files progress binding outputs text labels embedded prompts responses teachers spending usage sources shots requests workers asking
+records files progress processes binding outputs blocks text tokens labels embedded prompts responses teachers
+spending usage sources shots requests workers asking
 ingest sample parse dedup decontaminate judge filters quality shard
 losses student trainer train evaluate stages config provenance runner audit trace results recordings report project cli
 """.split()
@@ -21,6 +22,7 @@ HEAVY = {
     "datasets",
     "pyarrow",
     "sklearn",
+    "numba",
     "numpy",
     "rensa",
     "accelerate",
@@ -29,7 +31,7 @@ HEAVY = {
     "rich",
     "ray",
 }
-USED_THERE = {"trainer.py", "losses"}  # imported by train when it trains, never by the table of stages
+USED_THERE = {"trainer.py", "losses", "tokens.py"}  # imported where they are used, never by the table of stages
 MODULES = sorted(path for path in (ROOT / "pipeline").rglob("*.py") if "example" not in path.parts)
 
 

@@ -148,7 +148,7 @@ def test_what_is_dropped_by_votes_or_judge_shows_them() -> None:
     row = example(agreement=0.5, entropy=1.0, votes=votes("sports", "food"), judgement=judgement(1, "Wrong."))
     (verdict,) = quality([row], filters=calls(["min_agreement"]))
     assert verdict is not None and verdict.reason == "min_agreement"
-    assert verdict.evidence["votes"] == [vote.model_dump() for vote in row.votes]
+    assert verdict.evidence["votes"] == [vote.plain() for vote in row.votes]
     (verdict,) = quality([row], filters=calls([{"min_judge_score": 2}]))
     assert verdict is not None and verdict.evidence["settings"] == {"minimum": 2}
     assert verdict.evidence["judgement"] == {
@@ -157,7 +157,7 @@ def test_what_is_dropped_by_votes_or_judge_shows_them() -> None:
         "judge": "a judge",
         "request": "request-j",
     }
-    assert Drop.model_validate_json(verdict.line()) == verdict
+    assert Drop.read(verdict.line()) == verdict
 
 
 def test_a_threshold_on_scores_needs_a_judge() -> None:

@@ -85,7 +85,7 @@ def finish(
     details: dict[str, Any] | None = None,
 ) -> Path:
     """A finished stage as the runner leaves it."""
-    key = digest([stage, [row.model_dump(mode="json") for row in rows]])
+    key = digest([stage, [row.plain() for row in rows]])
     folder = run / stage / key
     folder.mkdir(parents=True)
     kept_writer, drop_writer = RowWriter(folder, "part", 1000), RowWriter(folder, outputs.DROPPED, None)

@@ -431,7 +431,7 @@ def test_three_teachers_from_source_to_report(project: Path) -> None:
     assert ingest is not None
     manifest = outputs.read_manifest(sample)
     responses = list(outputs.read(sample, Response))
-    drops = [Drop.model_validate_json(line) for line in (sample / "dropped.jsonl").read_bytes().splitlines()]
+    drops = [Drop.read(line) for line in (sample / "dropped.jsonl").read_bytes().splitlines()]
     prompts = [prompt.id for prompt in outputs.read(ingest, Prompt)]
     assert len(prompts) == 29
 

@@ -220,7 +220,9 @@ def test_other_kinds_of_sources_give_the_same_rows(project: Path, kind: str) -> 
     assert strip(other.folder) == strip(jsonl.folder)
 
 
-@pytest.mark.parametrize(("stage", "problem"), [("parse", "a row is unaccounted for"), ("quality", "one was too few")])
+@pytest.mark.parametrize(
+    ("stage", "problem"), [("parse", "a row is unaccounted for"), ("quality", "as many verdicts as rows")]
+)
 def test_a_stage_that_loses_a_row_leaves_no_result(
     project: Path, monkeypatch: pytest.MonkeyPatch, stage: str, problem: str
 ) -> None:

@@ -357,7 +357,7 @@ def test_settings_that_cannot_be_used(template: Path, changed: dict[str, Any], p
 
 
 def test_a_row_without_the_templates_column_stops_with_its_place(tmp_path: Path, template: Path) -> None:
-    row = rows("a")[0].model_copy(update={"columns": {"texts": "a"}})
+    row = rows("a")[0].changed(columns={"texts": "a"})
     with pytest.raises(
         InputError, match=r"topics\.jinja:2: text: no such column in train\.jsonl:1, which has texts, labels"
     ):

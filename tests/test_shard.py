@@ -107,7 +107,7 @@ def test_the_folder_loads_as_a_data_set(tmp_path: Path, name: str) -> None:
     loaded = datasets.load_dataset(str(tmp_path / "shards"), cache_dir=str(tmp_path / "cache"))
     assert set(loaded) == {"train", "validation"}
     for part in loaded:
-        assert list(loaded[part]) == [row.model_dump() for row in rows if row.split == part]
+        assert list(loaded[part]) == [row.plain() for row in rows if row.split == part]
 
 
 def test_a_folder_without_validation_rows_loads_too(tmp_path: Path) -> None:

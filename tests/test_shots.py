@@ -256,7 +256,7 @@ def test_settings_and_prompt_must_fit_together(
 
 
 def test_a_column_named_shots_is_the_templates_to_use(tmp_path: Path) -> None:
-    prompt = row("a").model_copy(update={"columns": {"text": "a", "shots": [EXAMPLES[3]]}})
+    prompt = row("a").changed(columns={"text": "a", "shots": [EXAMPLES[3]]})
     ((_, request),) = all_requests(resolve(**settings(tmp_path, few_shot=None)), prompt)
     assert request.messages is not None
     assert request.messages.messages[0].content == "Boil the soup with garlic = food\na"

@@ -387,7 +387,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, shards
 
 
 def test_without_validation_rows_and_with_one_task(tmp_path: Path, tiny: Path) -> None:
-    rows = [pair(number)[0].model_copy(update={"task": "response"}) for number in range(5)]
+    rows = [pair(number)[0].changed(task="response") for number in range(5)]
     details = run(write_shards(tmp_path / "shards", rows), tmp_path / "out", tiny)
     assert set(details["models"]) == {"student"}
     assert set(metrics(tmp_path / "out")[0]) == {
