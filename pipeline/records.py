@@ -68,7 +68,8 @@ def decoder(row: type[S]) -> "msgspec.json.Decoder[S]":
 def decoded(row: type[S], line: bytes | str) -> S:
     """The row, or the fields of one that ``row`` has, that a line holds. Raises msgspec.DecodeError where it holds none."""
     try:
-        return decoder(row).decode(line)
+        found: S = decoder(row).decode(line)
+        return found
     except UnicodeDecodeError:
         raise msgspec.DecodeError("not UTF-8") from None
     except RecursionError:
