@@ -71,7 +71,7 @@ def table(function: object) -> str:
         marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
         if any(isinstance(mark, From) for mark in marks):
             continue
-        shown = "required" if default is inspect.Parameter.empty else f"`{default_of(default)}`"
+        shown = "required" if default is inspect.Parameter.empty else f"`{default_of(default)}`".replace("|", "\\|")
         rows.append(f"| `{name}` | {type_name(annotation)} | {shown} |")
     return "\n".join(["| setting | type | default |", "|---|---|---|", *rows]) if rows else "It takes no settings."
 
@@ -124,7 +124,7 @@ def type_name(annotation: object) -> str:
     if get_origin(annotation) in (list, Sequence, tuple):
         return f"list of {type_name(inner[0])}"
     if get_origin(annotation) in (dict, Mapping):
-        return "settings by name"
+        return f"{type_name(inner[1])} by name" if get_origin(inner[1]) is Annotated else "settings by name"
     if inner:
         return " or ".join(type_name(option) for option in inner)
     plain = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", Call: "filter"}

@@ -10,7 +10,7 @@ Not checked: that a model really gave the stored answer, and that the source fil
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,9 @@ import xxhash
 from msgspec import DecodeError
 
 from pipeline import outputs, responses
+from pipeline import shard as shards
 from pipeline.files import InputError, RunError, line_digest, plain, sha256
-from pipeline.records import Example, Manifest, Response, TrainingRow
+from pipeline.records import Example, Manifest, Response, Target, TrainingRow
 from pipeline.runner import is_run_fact
 from pipeline.stages import STAGES
 
@@ -182,7 +183,8 @@ def _check_lineage(
         yield f"{shard_folder}: its parse and sample results are not on disk; no row can be followed back"
         return
     last_filter = next(iter(shard.parents))
-    examples = {example.id: _Known.of(example) for example in outputs.read(chain[last_filter], Example)}
+    terms = shards.terms_of(shard.settings)
+    examples = {example.id: _Known.of(example, terms) for example in outputs.read(chain[last_filter], Example)}
     answers = {answer.id: (answer.request, _short(answer.text)) for answer in outputs.read(chain["sample"], Response)}
     stored = {record.key: _short(record.text) for _, _, record in responses.read_store(store)} if store.is_dir() else {}
     rows: Iterable[TrainingRow] = outputs.read(shard_folder, TrainingRow)
@@ -217,13 +219,13 @@ class _Known:
     response: str
     input: bytes
     input_length: int
-    targets: dict[str, bytes]
+    targets: Mapping[Target, bytes]
     judgement: str | None
 
     @classmethod
-    def of(cls, example: Example) -> "_Known":
-        texts = {"label": example.label, "rationale": example.rationale, "response": example.text}
-        targets = {name: _short(text) for name, text in texts.items() if text is not None}
+    def of(cls, example: Example, terms: shards.Terms) -> "_Known":
+        found = shards.completions(example, terms)
+        targets = {} if isinstance(found, shards.Refused) else {name: _short(text) for name, text in found.items()}
         judgement = None if example.judgement is None else example.judgement.request
         return cls(example.response, _short(example.input), len(example.input), targets, judgement)
 

@@ -23,8 +23,10 @@ import xxhash
 from pipeline import outputs
 from pipeline.files import RunError, plain
 from pipeline.records import Drop, Row, decoded, decoder
+from pipeline.shift import Figures, Seen, Truth, measured
 
 BYTES: Final = 8 << 20
+_TEXTS: Final = Truth()
 
 V = TypeVar("V", bound=msgspec.Struct)
 Verdicts = Generator[Drop | None, None, Mapping[str, Any] | None]
@@ -97,16 +99,25 @@ def _place(lines: Any, start: int, target: int, end: int, together: str | None) 
     while (place := lines.tell()) < end:
         if together is None:
             return int(place)
-        value = getattr(_grouping(together).decode(lines.readline()), together)
-        if last is not None and value != last:
+        value = _value(lines.readline(), together)
+        if None not in (value, last) and value != last:
             return int(place)
         last = value
     return None
 
 
+def _value(line: bytes, name: str) -> str | None:
+    """The field of that name; None where the line cannot be read, which whoever reads the block will say."""
+    try:
+        value: str = getattr(decoded(_grouping(name), line), name)
+    except msgspec.DecodeError:
+        return None
+    return value
+
+
 @lru_cache
-def _grouping(field: str) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(msgspec.defstruct("Group", [(field, str)]))
+def _grouping(name: str) -> type[msgspec.Struct]:
+    return msgspec.defstruct("Group", [(name, str)])
 
 
 def _bytes(span: Span) -> bytes:
@@ -140,24 +151,29 @@ class Lines:
     rows: int = 0
 
     @classmethod
-    def of(cls, lines: Iterable[bytes]) -> "Lines":
-        """From lines without their newlines."""
-        found = lines if isinstance(lines, list) else list(lines)
-        if not found:
+    def of(cls, lines: list[bytes], data: bytes | None = None) -> "Lines":
+        """From lines without their newlines. ``data`` is all of them with their newlines, where that is at hand."""
+        if not lines:
             return cls()
-        digests = "\n".join([xxhash.xxh3_64_hexdigest(line) for line in found])
-        return cls(b"\n".join(found) + b"\n", digests.encode() + b"\n", len(found))
+        digests = "\n".join([xxhash.xxh3_64_hexdigest(line) for line in lines])
+        return cls(b"\n".join([*lines, b""]) if data is None else data, digests.encode() + b"\n", len(lines))
 
 
 @dataclass
 class Written:
-    """What a stage made of one block. ``kept`` is by the prefix of the row file; ``units`` is what its kept rows stand for."""
+    """What a stage made of one block. ``kept`` is by the prefix of the row file; ``units`` is what its kept rows stand for.
+
+    Where the stage gives examples, ``dropped`` counts the rows that it dropped and, if it made them, ``came`` what it read, ``made`` them.
+    """
 
     rows_in: int = 0
     units: int = 0
     kept: dict[str, Lines] = field(default_factory=dict)
     drops: Lines = field(default_factory=Lines)
     reasons: Counter[str] = field(default_factory=Counter)
+    came: Figures = field(default_factory=Figures)
+    made: Figures = field(default_factory=Figures)
+    dropped: Figures = field(default_factory=Figures)
 
 
 def mapped(
@@ -179,8 +195,11 @@ def mapped(
     return written
 
 
-def judged(data: bytes, verdicts: Iterable[Drop | None], stage: str) -> Written:
-    """The lines of a block split by a filter's verdicts; kept ones pass through as they are. Raises RunError where verdicts do not fit."""
+def judged(data: bytes, verdicts: Iterable[Drop | None], stage: str, truth: Truth = _TEXTS) -> Written:
+    """The lines of a block split by a filter's verdicts; kept ones pass through as they are, dropped ones are counted.
+
+    Raises RunError where verdicts do not fit, or a dropped line is no Example.
+    """
     lines = data.split(b"\n")[:-1]
     found = list(verdicts)
     if len(found) != len(lines):
@@ -188,12 +207,17 @@ def judged(data: bytes, verdicts: Iterable[Drop | None], stage: str) -> Written:
         raise RunError(f"{stage}: {problem}")
     kept = [line for line, drop in zip(lines, found, strict=True) if drop is None]
     drops = [drop for drop in found if drop is not None]
+    try:
+        gone = [decoded(Seen, line) for line, drop in zip(lines, found, strict=True) if drop is not None]
+    except msgspec.DecodeError as error:
+        raise RunError(f"{stage}: a row is no Example row ({plain(str(error))}); run `stepdistill audit`") from None
     return Written(
         rows_in=len(lines),
         units=len(kept),
-        kept={"part": Lines.of(kept)} if kept else {},
+        kept={"part": Lines.of(kept, None if drops else data)} if kept else {},
         drops=Lines.of([drop.line() for drop in drops]),
         reasons=Counter(drop.reason for drop in drops),
+        dropped=measured(gone, truth),
     )
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.explore import DryRun, Suspects
     from pipeline.results import Allowance, Estimate
     from pipeline.runner import Outcome
 
@@ -123,6 +125,13 @@ def run(
         bool,
         typer.Option("--force", help="run even what is unchanged (stored responses are still not asked for again)"),
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="for the rows, at most so many at once; by default one for each core", metavar="N"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only say what the named filter stages would drop; write nothing")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run all stages, or the named ones; what is unchanged is passed over."""
@@ -130,9 +139,15 @@ def run(
     from pipeline import results
     from pipeline.config import load
     from pipeline.runner import run as run_stages
+    from pipeline.shift import warnings
 
     loaded = load(config, settings or [])
-    outcomes = run_stages(loaded, stages or None, start=start, until=until, force=force)
+    if dry_run:
+        if not stages or start or until or force:
+            raise typer.BadParameter("--dry-run: name the filter stages alone: stepdistill run quality --dry-run")
+        _dry_run(loaded, stages, settings or [], processes, as_json=as_json)
+        return
+    outcomes = run_stages(loaded, stages or None, start=start, until=until, force=force, processes=processes)
     report_page = loaded.run / "report" / "index.html"
     if any(outcome.ran for outcome in outcomes) or not report_page.is_file():
         report_page = page.build(loaded.run, loaded.task.name)
@@ -146,6 +161,7 @@ def run(
                 "ran": outcome.ran,
                 "key": outcome.manifest.key,
                 "counts": outcome.manifest.counts.model_dump(),
+                "warnings": warnings(outcome.manifest),
             }
             for outcome in outcomes
         ]
@@ -211,6 +227,35 @@ def show(
         _fields(row)
     if not found:
         print(f"{stage}: no {'dropped' if dropped or reason else 'kept'} rows")
+
+
+@app.command()
+def suspects(
+    stage: Annotated[
+        str | None,
+        typer.Argument(metavar="[STAGE]", help="whose result; by default the last filter stage that has one"),
+    ] = None,
+    config: ConfigOption = DEFAULT,
+    model: Annotated[
+        str | None,
+        typer.Option(help="an embedding model: a folder or a Hub name; without one, words tell what is near"),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of a Hub model")] = None,
+    neighbours: Annotated[int, typer.Option("-k", min=1, help="how many neighbours are asked")] = 10,
+    number: Annotated[int, typer.Option("-n", min=1, help="how many rows")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Show rows whose label the rows most like them contradict; nothing is dropped."""
+    from dataclasses import asdict
+
+    from pipeline import explore
+    from pipeline.config import load
+
+    found = explore.suspects(load(config), stage, k=neighbours, model=model, revision=revision, number=number)
+    if as_json:
+        _print_json(asdict(found))
+        return
+    _suspects(found)
 
 
 @app.command()
@@ -505,6 +550,124 @@ def _store(config: Path) -> Path:
     return load(config).run / STORE
 
 
+def _dry_run(config: "Config", stages: list[str], settings: list[str], processes: int | None, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from pipeline import explore
+
+    found = [explore.dry_run(config, stage, settings, processes=processes) for stage in stages]
+    if as_json:
+        _print_json([asdict(one) for one in found])
+        return
+    for index, one in enumerate(found):
+        if index:
+            print()
+        _would_drop(one)
+
+
+def _would_drop(found: "DryRun") -> None:
+    """One stage's dry run: counts in tables, then examples of each reason."""
+    from pipeline.files import plain
+
+    def share(rows: int) -> str:
+        return f"{rows / found.rows:.1%}" if found.rows else ""
+
+    print(
+        f"{found.stage}: of {found.rows:,} rows of {found.reads}, {found.rows - found.dropped:,} would be kept and "
+        f"{found.dropped:,} dropped{f' ({share(found.dropped)})' if found.dropped else ''}; nothing was written"
+    )
+    inside = [one for one in found.reasons if one.configured]
+    outside = [one for one in found.reasons if not one.configured]
+    if found.stage == "quality":
+        _table(
+            ("filter", "settings", "alone", "share", "first", "only"),
+            [
+                (
+                    one.name,
+                    _brief(one.settings),
+                    f"{one.alone:,}",
+                    share(one.alone or 0),
+                    f"{one.first:,}",
+                    f"{one.only:,}",
+                )
+                for one in inside
+            ],
+            right=(2, 3, 4, 5),
+        )
+        print(
+            "alone: whatever the others do; first: as the run counts it, in this order; only: no other of these objects"
+        )
+    elif inside:
+        _table(
+            ("reason", "rows", "share"),
+            [(one.name, f"{one.first:,}", share(one.first)) for one in inside],
+            right=(1, 2),
+        )
+    if found.together:
+        _table(
+            ("both object", "rows", "share"),
+            [(f"{one}, {other}", f"{rows:,}", share(rows)) for one, other, rows in found.together],
+            right=(1, 2),
+        )
+    if outside:
+        _table(
+            ("not configured", "settings", "alone", "share", "besides"),
+            [
+                (one.name, _brief(one.settings), f"{one.alone:,}", share(one.alone or 0), f"{one.only:,}")
+                for one in outside
+            ],
+            right=(2, 3, 4),
+        )
+        print("besides: rows that none of the configured filters drops, and this one would")
+    for name, why in found.not_tried.items():
+        print(f"not tried: {name}: {plain(why)}")
+    for one in found.reasons:
+        for drop in one.examples:
+            if found.stage == "quality":
+                print(f"{one.name}: {plain(drop['id'])}: {plain(drop['evidence']['why'])}")
+            else:
+                print(f"{one.name}: {plain(drop['id'])}")
+                _fields(drop["evidence"], indent="    ")
+
+
+def _brief(settings: dict[str, Any] | None) -> str:
+    """``minimum 4``: the settings that are single values."""
+    return ", ".join(f"{name} {value}" for name, value in (settings or {}).items() if isinstance(value, int | float))
+
+
+def _suspects(found: "Suspects") -> None:
+    from pipeline.files import plain
+
+    for row in found.suspects:
+        gold = f", gold {plain(row.gold)}" if row.gold is not None else ""
+        print(
+            f"{plain(row.id)}: score {row.score:.2f}: label {plain(row.label)}, "
+            f"{row.votes} of {found.k} neighbours {plain(row.neighbours)}{gold}"
+        )
+        print(f"    {plain(row.input)}")
+        for other in row.nearest:
+            print(f"    {other.similarity:.2f} {plain(other.label)}: {plain(other.input)} ({plain(other.id)})")
+        print()
+    by = (
+        "the words they share (weak evidence of short texts; an embedding model, --model, sees more)"
+        if found.by == "words"
+        else f"embeddings of {plain(found.by)}"
+    )
+    print(
+        f"{found.stage}: {found.total:,} of {found.rows:,} rows are suspects by {by}: the {found.k} rows most like each speak for another "
+        "label. That is evidence to look at; nothing was dropped."
+    )
+    told = found.agreement
+    if told is None:
+        return
+    line = f"measured against gold: {told.wrong:.1%} of the {told.rows:,} rows that have it have another label"
+    if told.suspects is not None and told.found is not None:
+        line += f"; of the suspects {told.suspects:.1%}, and {told.found:.1%} of all such rows are among them"
+    print(line)
+    if told.first:
+        print("    of the first " + ", ".join(f"{rank:,} {rate:.1%}" for rank, rate in told.first.items()))
+
+
 def _summary(outcomes: Iterable["Outcome"]) -> None:
     from pipeline.runner import reasons_line
 
@@ -641,10 +804,14 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], right: tupl
 
 
 def _fields(row: dict[str, Any], indent: str = "") -> None:
-    """``name: value`` a line, values on one line and free of control characters."""
+    """``name: value`` a line, values on one line and free of control characters; the fields of a value stand below it, further in."""
     from pipeline.files import plain
 
     for name, value in row.items():
+        if isinstance(value, dict) and value:
+            print(f"{indent}{plain(name)}:")
+            _fields(value, indent=f"{indent}    ")
+            continue
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         print(f"{indent}{plain(name)}: {plain(shown, 2000)}")
 

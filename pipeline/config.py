@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline import prompts, teachers
 from pipeline.binding import InputPath, Problem, bind, check, located, suggestion
+from pipeline.cluster import Cluster
 from pipeline.files import InputError, plain
 from pipeline.processes import Engine
 from pipeline.records import Target
@@ -62,6 +63,7 @@ class _TopLevel(BaseModel):
     run: str = Field(min_length=1)
     engine: Engine = "local"
     processes: Annotated[int, Field(ge=1)] | None = None
+    ray: Cluster | None = None
     task: Task
     eval_sets: dict[str, EvalSet] = Field(default={})
     stages: dict[str, Any] = Field(default={})
@@ -75,6 +77,7 @@ class Config:
     run: Path
     engine: Engine
     processes: int | None
+    ray: Cluster | None
     task: Task
     eval_sets: dict[str, EvalSet]
     stages: dict[str, dict[str, Any]]
@@ -107,6 +110,8 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Config:
     source = str(path)
     try:
         top = check(_TopLevel, raw, folder=folder, where=())
+        if top.ray is not None and top.engine != "ray":
+            raise Problem(("ray",), "needs `engine: ray`; set it, or leave this out")
         stages = dict(top.stages)
         for override in overrides:
             _override(stages, places, override)
@@ -117,7 +122,7 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Config:
         bound = _bind_stages(stages, task, eval_sets, folder)
     except Problem as problem:
         raise located(problem, "", source, places) from None
-    return Config(path, folder / top.run, top.engine, top.processes, task, eval_sets, bound, places)
+    return Config(path, folder / top.run, top.engine, top.processes, top.ray, task, eval_sets, bound, places)
 
 
 def verify(config: Config) -> None:
@@ -186,19 +191,31 @@ def _bind_stages(
     bound: dict[str, dict[str, Any]] = {}
     values: dict[str, Any] = {"eval_sets": dict(eval_sets)}
     values |= {f"task.{name}": getattr(task, name) for name in Task.model_fields}
-    for name, stage in STAGES.items():
+
+    def lookup(path: str) -> Any:
+        """A value of the configuration; a stage that another one asks for before its turn is bound then."""
+        if path not in values:
+            bind_stage(path.split(".")[1])
+        return values[path]
+
+    def bind_stage(name: str) -> None:
+        stage = STAGES[name]
         settings = given.get(name, None if stage.on else False)
         values[f"stages.{name}.on"] = settings is not False
         if settings is False:
             if not stage.optional:
                 raise Problem(("stages", name), "this stage cannot be switched off")
-            continue
-        bound[name] = bind(stage.settings, settings, lookup=values.__getitem__, folder=folder, where=("stages", name))
+            return
+        bound[name] = bind(stage.settings, settings, lookup=lookup, folder=folder, where=("stages", name))
         values[f"stages.{name}"] = bound[name]
-        values |= {f"stages.{name}.{knob}": value for knob, value in bound[name].items()}
+        values.update({f"stages.{name}.{knob}": value for knob, value in bound[name].items()})
         if name == "sample":
             values["stages.sample.teacher.names"] = [teachers.name(one) for one in bound[name]["teacher"]]
-    return bound
+
+    for name in STAGES:
+        if f"stages.{name}.on" not in values:
+            bind_stage(name)
+    return {name: bound[name] for name in STAGES if name in bound}
 
 
 def _override(stages: dict[str, Any], places: Places, override: str) -> None:

@@ -7,6 +7,9 @@ The id is the source's own (``task.id`` names its column) or the xxh3-128 of the
 byte for byte, would get the same id twice: from the second on, the id carries ``.2``, ``.3`` .. so that no row vanishes before dedup
 names it.
 
+``slices`` holds, as text, the row's values in the columns that ``task.slices`` names: ``slices: [source]`` gives {"source": "wiki"}. They
+go with the row to its example, where groups of rows can be told apart. Every row must have these columns.
+
 Limits: ids are held in memory to see doubles (about 100 bytes a row).
 """
 

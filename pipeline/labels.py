@@ -96,25 +96,22 @@ def _plain(said: str) -> str | None:
 
 def _member(said: str, options: Sequence[str]) -> str | None:
     """The only option that equals ``said`` under the strictest comparison that finds any: "C" is "c" before "c++" comes near."""
-    for compare, spellings in zip(_COMPARISONS, _spellings(tuple(options)), strict=True):
-        found = spellings.get(compare(said))
+    if said in options:
+        return said
+    for compare in (text.fold, text.normalise):
+        found = _spellings(tuple(options), compare).get(compare(said))
         if found:
             return found[0] if len(found) == 1 else None
     return None
 
 
-_COMPARISONS: tuple[Callable[[str], str], ...] = (str, text.fold, text.normalise)
-
-
 @lru_cache(maxsize=1024)
-def _spellings(options: tuple[str, ...]) -> list[dict[str, list[str]]]:
-    """For each comparison: how an option looks under it -> the different options that look so."""
-    tables: list[dict[str, list[str]]] = []
-    for compare in _COMPARISONS:
-        tables.append({})
-        for option in dict.fromkeys(options):
-            tables[-1].setdefault(compare(option), []).append(option)
-    return tables
+def _spellings(options: tuple[str, ...], compare: Callable[[str], str]) -> dict[str, list[str]]:
+    """How an option looks under ``compare`` -> the different options that look so."""
+    table: dict[str, list[str]] = {}
+    for option in dict.fromkeys(options):
+        table.setdefault(compare(option), []).append(option)
+    return table
 
 
 def _lettered(said: str, options: Sequence[str]) -> str | None:

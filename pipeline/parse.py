@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import groupby
+from operator import attrgetter
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, JsonValue
@@ -160,7 +161,7 @@ def _examples(
     read: Callable[[Response], _Answer | Drop],
     voted: Callable[[list[tuple[Response, _Answer]]], Example],
 ) -> Iterator[Example | Drop]:
-    for _, group in groupby(rows, key=lambda response: response.prompt):
+    for _, group in groupby(rows, key=attrgetter("prompt")):
         parsed: list[tuple[Response, _Answer]] = []
         for response in group:
             answer = read(response)
@@ -284,7 +285,7 @@ def _voted(
         totals[ballot.key] = totals.get(ballot.key, 0) + ballot.weight
     winner = max(totals, key=totals.__getitem__)  # of equals, the one said first
     whole = sum(totals.values())
-    shares = {key: float(total / whole) for key, total in totals.items()}
+    shares = [float(total / whole) for total in totals.values()]
     chosen = _chosen([ballot for ballot in ballots if ballot.key == winner], kept)
     response, answer = chosen.response, chosen.answer
     return Example(
@@ -308,8 +309,8 @@ def _voted(
         ],
         gold=response.gold,
         choices=response.choices,
-        agreement=None if winner is None else shares[winner],
-        entropy=None if winner is None else _entropy(list(shares.values())),
+        agreement=None if winner is None else float(totals[winner] / whole),
+        entropy=None if winner is None else _entropy(shares),
         soft_labels=_soft_labels(ballots, label_type, response.choices or labels),
         rationalised=response.rationalised,
         slices=response.slices,
@@ -336,6 +337,8 @@ def _number(logprob: float | None) -> float:
 
 def _entropy(shares: Sequence[float]) -> float:
     """Shannon entropy in bits, rounded so that it is the same on every machine."""
+    if len(shares) == 1:
+        return 0.0
     return abs(round(-math.fsum(share * math.log2(share) for share in shares if share), 9))
 
 

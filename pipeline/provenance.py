@@ -187,7 +187,7 @@ def _file_digest(path: Path, inputs: list[InputDigest], root: Path) -> Any:
     if (path / "adapter_config.json").is_file():  # a model's adapter: all of its files
         files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
     else:
-        files = sources.files(path)
+        files = [path] if path.is_file() else sources.files(path)
     found = [_input(file, root) for file in files]
     inputs += found
     return {"sha256": found[0].sha256} if path.is_file() else {Path(file.path).name: file.sha256 for file in found}

@@ -5,23 +5,34 @@
     {"id": "b7..", "reason": "min_words", "evidence": {"why": "the rationale has 2 words, fewer than 4", "label": "sports",
      "rationale": "Sports, clearly.", "settings": {"minimum": 4}}}
 
-The reason is the filter's name. Order matters only for which reason is counted where several hold. Filters of the votes and of the
-judge's score are no part of the default list; their drops also hold the votes, or the judgement.
+The reason is the filter's name. Order matters only for which reason is counted where several hold. Filters that need several samples, a
+judge, true labels or a choice of yours are no part of the default list; drops by what stands elsewhere in the example hold that as well:
+the votes, the judgement, the true label.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final
 
 import msgspec
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from pipeline.binding import Call, Calls, From
 from pipeline.files import InputError
-from pipeline.filters import ASKED_FOR, FILTERS
+from pipeline.filters import ASKED_FOR, FILTERS, lists, substance
 from pipeline.records import Drop, Example
 from pipeline.text import excerpt
 
 DEFAULT = tuple(Call(name, {}) for name in FILTERS if name not in ASKED_FOR)
+_NEEDS: Final = {
+    "min_judge_score": ("a judge", "add stages.judge"),
+    "matches_gold": ("true labels", "set task.gold"),
+    "mean_logprob": ("log-probabilities", "set stages.sample.logprobs: true"),
+}
+_BLANK: Final = Example(
+    id="", input="", label="", rationale="", response="", text="", finish_reason="", votes=[], gold=None, choices=None
+)
 
 
 def quality(
@@ -29,22 +40,40 @@ def quality(
     *,
     filters: Annotated[Sequence[Call], Calls(FILTERS)] = DEFAULT,
     judged: Annotated[bool, From("stages.judge.on")] = True,
+    gold: Annotated[str | None, From("task.gold")] = "gold",
+    logprobs: Annotated[bool, From("stages.sample.logprobs")] = True,
 ) -> Iterator[Drop | None]:
     """One verdict a row, from that row alone.
 
-    ``filters``: names of filters, with their settings; where nothing is said, all that need neither several votes nor a judge. Raises
-    InputError, before the first row, for ``min_judge_score`` where no judge runs.
+    ``filters``: names of filters, with their settings; where nothing is said, all but those in ``ASKED_FOR``. Raises InputError, before
+    the first row, for a filter whose evidence the other stages do not give, or whose file cannot be used.
     """
-    if not judged and any(call.name == "min_judge_score" for call in filters):
-        raise InputError(
-            "stages.quality.filters: min_judge_score needs a judge; add stages.judge, or remove the filter"
-        )
+    given = {"min_judge_score": judged, "matches_gold": gold is not None, "mean_logprob": logprobs}
+    lists.listed.cache_clear()  # a file may have changed since it was read
+    substance.examples_of.cache_clear()
+    for place, call in enumerate(filters):
+        if not given.get(call.name, True):
+            what, advice = _NEEDS[call.name]
+            raise InputError(f"stages.quality.filters: {call.name} needs {what}; {advice}, or remove the filter")
+        try:
+            FILTERS[call.name](_BLANK, **call.settings)  # reads its files
+        except InputError as error:
+            raise InputError(f"stages.quality.filters[{place}].{call.name}: {error}") from None
     return _verdicts(rows, filters)
 
 
 def _verdicts(rows: Iterable[Example], filters: Sequence[Call]) -> Iterator[Drop | None]:
+    checks = [
+        (partial(FILTERS[call.name], **call.settings) if call.settings else FILTERS[call.name], call)
+        for call in filters
+    ]
     for example in rows:
-        yield next((drop for call in filters if (drop := judge(example, call)) is not None), None)
+        for check, call in checks:
+            if check(example) is not None:
+                yield judge(example, call)
+                break
+        else:
+            yield None
 
 
 def judge(example: Example, filter: Call) -> Drop | None:
@@ -57,10 +86,17 @@ def judge(example: Example, filter: Call) -> Drop | None:
         "label": example.label,
         "rationale": None if example.rationale is None else excerpt(example.rationale),
         "settings": {
-            name: list(value) if isinstance(value, tuple) else value for name, value in filter.settings.items()
+            name: _plain(value) for name, value in filter.settings.items() if not isinstance(value, BaseModel)
         },
     }
-    if filter.name in ASKED_FOR:
-        field = ASKED_FOR[filter.name]
+    if field := ASKED_FOR.get(filter.name):
         evidence[field] = msgspec.to_builtins(getattr(example, field))
     return Drop(id=example.id, reason=filter.name, evidence=evidence)
+
+
+def _plain(value: object) -> JsonValue:
+    """A setting as evidence shows it: a file by its name, for its place may differ from machine to machine."""
+    if isinstance(value, Path):
+        return value.name
+    found: JsonValue = msgspec.to_builtins(list(value) if isinstance(value, tuple) else value)
+    return found

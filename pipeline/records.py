@@ -186,6 +186,10 @@ class TrainingRow(Row, frozen=True):
     split: Literal["train", "validation"]
     prompt: Annotated[str, Meta(description="prefix and input: '[label] ..' or '[rationale] ..'")]
     completion: str
+    difficulty: Annotated[
+        float | None,
+        Meta(description="entropy of the votes on its example, in bits; None without several votes of teachers"),
+    ] = None
 
 
 class Trained(Row, frozen=True):

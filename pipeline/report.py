@@ -1,6 +1,7 @@
 """The page: one self-contained HTML file that shows what a run did, built from what lies in the run folder and from nothing else.
 
-    runs/<run>/report/index.html     how many rows went where and why, what the teachers were asked, the models side by side, the
+    runs/<run>/report/index.html     how many rows went where and why, what that did to labels, slices, lengths and difficulty, what
+                                     the teachers were asked, the models side by side, the
                                      curves of the training, what was confused with what, rows that were kept and rows that were not,
                                      and where it all came from
 
@@ -25,10 +26,11 @@ from markupsafe import Markup, escape
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from pipeline import outputs, usage
+from pipeline import outputs, shift, usage
 from pipeline.evaluate import METRICS, RATIONALES, SPEEDS, Comparison, Interval, Metrics, Rationale, Speeds
 from pipeline.files import RunError, atomic, plain, read_jsonl
 from pipeline.records import Drop, Example, Manifest, Prompt, Record, Row
+from pipeline.shift import Shift, Spread, Value
 from pipeline.stages import STAGES
 from pipeline.text import excerpt
 
@@ -49,6 +51,14 @@ OTHER_TEXTS = {
 }  # in the evidence of dedup and decontaminate
 FIRST_ID = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*")')
 CHART_POINTS = 240
+SHOWN_VALUES = 10  # of a column, in the tables of what filtering did
+MEASURES = {
+    "input": "input, characters",
+    "rationale": "rationale, characters",
+    "text": "text, characters",
+    "entropy": "vote entropy, bits",
+    "agreement": "vote agreement",
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,27 @@ class Series:
     name: str
     style: str
     points: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class ShiftTable:
+    """How often the values of one column occur before and after a stage; ``warned`` are the names of those that are mostly gone."""
+
+    title: str
+    rows: list[Value]
+    before: int
+    after: int
+    warned: list[str]
+    note: str
+
+    def share(self, value: Value) -> tuple[float, float]:
+        """Of all rows, before and after."""
+        return value.before / max(self.before, 1), value.after / max(self.after, 1)
+
+    @property
+    def most(self) -> float:
+        """The largest share."""
+        return max((max(self.share(value)) for value in self.rows), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -122,7 +153,7 @@ def _page(run: Path, title: str, kept_rows: int, rows_per_reason: int, seed: int
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    shown_as = (number, percent, points, decimal, compact, money, words, cut, flat, pretty)
+    shown_as = (number, percent, points, decimal, brief, compact, money, words, cut, flat, pretty)
     environment.filters |= {function.__name__: function for function in shown_as}
     template = environment.from_string(resources.files("pipeline").joinpath("report.jinja").read_text(encoding="utf-8"))
     return template.render(
@@ -131,6 +162,12 @@ def _page(run: Path, title: str, kept_rows: int, rows_per_reason: int, seed: int
         manifests=manifests,
         funnel=funnel(manifests),
         out_of_date=out_of_date(manifests),
+        shifts=shifts(manifests),
+        shift_tables=shift_tables,
+        measures=MEASURES,
+        share_bars=share_bars,
+        drop_bar=drop_bar,
+        spread_bar=spread_bar,
         teachers=usage.figures(manifests["sample"]) if sampled else {},
         asked=usage.measured(sampled) if sampled else {},
         metrics=_metrics(evaluated),
@@ -140,7 +177,7 @@ def _page(run: Path, title: str, kept_rows: int, rows_per_reason: int, seed: int
         interval_bar=interval_bar,
         charts=charts(read_curves(trained)) if trained else [],
         rationales=_rationales(evaluated),
-        kept=_kept(folders, kept_rows, seed),
+        kept=_kept({name: folder for name, folder in folders.items() if not unread(name, manifests)}, kept_rows, seed),
         drops=_drops(folders, rows_per_reason, seed),
     )
 
@@ -165,17 +202,64 @@ def funnel(manifests: Mapping[str, Manifest]) -> list[Bar]:
 def out_of_date(manifests: Mapping[str, Manifest]) -> dict[str, str]:
     """Why a stage's result does not belong to those of the others, for the stages of which that is so."""
     found: dict[str, str] = {}
-    order = list(manifests)
-    for place, (name, manifest) in enumerate(manifests.items()):
-        later = [manifests[other] for other in order[place + 1 :]]
+    for name, manifest in manifests.items():
         for parent, read in manifest.parents.items():
             if parent not in manifests or manifests[parent].key != read.key:
                 found[name] = f"made from an earlier result of {parent}"
             elif parent in found:
                 found[name] = f"made from {parent}, which is out of date"
-        if later and not any(name in other.parents for other in later):
+        if unread(name, manifests):
             found.setdefault(name, "read by no later stage")
     return found
+
+
+def unread(name: str, manifests: Mapping[str, Manifest]) -> bool:
+    """Whether later stages have results and none of them reads this one's: it was switched off since."""
+    order = list(manifests)
+    later = [manifests[other] for other in order[order.index(name) + 1 :]]
+    return bool(later) and not any(name in other.parents for other in later)
+
+
+def shifts(manifests: Mapping[str, Manifest]) -> dict[str, Shift]:
+    """What filtering did, for the stages that dropped any of their rows."""
+    found = {name: shift.of(manifest) for name, manifest in manifests.items()}
+    return {name: one for name, one in found.items() if one is not None and one.rows.after < one.rows.before}
+
+
+def shift_tables(found: Shift) -> list[ShiftTable]:
+    """A table for labels, true labels, each slice and, where votes differ, their entropy.
+
+    Of a column the most frequent values are shown, those that are mostly gone, and the sum of the rest.
+    """
+    titles = {"label": "label", "gold": "true label"}
+    titles |= {name: f"slice: {name.removeprefix(shift.SLICE)}" for name in found.values if name not in titles}
+    tables = []
+    for name, title in titles.items():
+        if name not in found.values:
+            continue
+        values = found.values[name]
+        rows = values.top[:SHOWN_VALUES]
+        rows += [value for value in values.gone if value not in rows][:SHOWN_VALUES]
+        before = values.before - sum(value.before for value in rows)
+        after = values.after - sum(value.after for value in rows)
+        if before:
+            rows = [*rows, Value(name="all others", before=before, after=after)]
+        different = "very many" if values.distinct is None else number(values.distinct)
+        note = (
+            f"{different} different"
+            if values.moved is None
+            else (f"{different} different; {percent(values.moved)} of the rows moved from one to another")
+        )
+        if values.p is not None and values.cramers_v is not None:
+            note += f"; dropped against kept: p {brief(values.p)}, Cramér's V {values.cramers_v:.2f}"
+        tables.append(ShiftTable(title, rows, values.before, values.after, [value.name for value in values.gone], note))
+    if len(found.difficulty) > 1:
+        before, after = (sum(getattr(value, side) for value in found.difficulty) for side in ("before", "after"))
+        note = (
+            "how far the votes on a row are spread over labels: 0 is unanimous, 1 is two labels with half of them each"
+        )
+        tables.append(ShiftTable("vote entropy, bits", found.difficulty, before, after, [], note))
+    return tables
 
 
 def told_apart(comparison: Comparison) -> bool:
@@ -279,6 +363,38 @@ def interval_bar(value: float, interval: Interval, style: str) -> Markup:
     )
 
 
+def share_bars(before: float, after: float, most: float) -> Markup:
+    """Two bars, before above after, of shares on a scale from 0 to ``most``."""
+    scale = 100 / most if most else 0.0
+    return Markup(
+        '<svg class="shares" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect class="before" width="{before * scale:.1f}" height="5"/>'
+        f'<rect class="kept" y="6" width="{after * scale:.1f}" height="5"/></svg>'
+    )
+
+
+def drop_bar(value: Value) -> Markup:
+    """A bar as wide as the share of a value's rows that was dropped."""
+    rate = 1 - value.after / value.before if value.before else 0.0
+    return Markup(
+        f'<svg class="shares" viewBox="0 0 100 12" preserveAspectRatio="none" role="img" aria-label="{percent(rate)} dropped">'
+        f'<rect class="track" y="3" width="100" height="6"/><rect class="dropped" y="3" width="{rate * 100:.1f}" height="6"/></svg>'
+    )
+
+
+def spread_bar(spread: Spread, most: float, style: str) -> Markup:
+    """A box from the first to the third quartile, with a line at the median and a dot at the mean, on a scale from 0 to ``most``."""
+    scale = 200 / most if most else 0.0
+    first, median, third = (place * scale for place in spread.quartiles)
+    return Markup(
+        '<svg class="spread" viewBox="-4 0 208 12" aria-hidden="true">'
+        '<line class="grid" x1="0" x2="200" y1="6" y2="6"/>'
+        f'<rect class="{escape(style)}" x="{first:.1f}" y="1" width="{max(third - first, 1.5):.1f}" height="10"/>'
+        f'<path class="whisker" d="M{median:.1f} 1v10"/>'
+        f'<circle class="mean" cx="{min(spread.mean * scale, 200.0):.1f}" cy="6" r="2.5"/></svg>'
+    )
+
+
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers, evenly spaced, from at most ``low`` to at least ``high``; about so many of them."""
     if high - low < 1e-6 * max(1.0, abs(low), abs(high)):
@@ -348,6 +464,11 @@ def percent(value: float | None) -> str:
 def points(value: float) -> str:
     """A difference of shares in percentage points, with its sign: ``+3.3``."""
     return f"{value * 100:+.1f}".replace("-", "−")
+
+
+def brief(value: float) -> str:
+    """Two or three digits: ``0.083``, ``157``, ``2e-09``."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.001 or not value else f"{value:.0e}"
 
 
 def compact(value: int | None) -> str:

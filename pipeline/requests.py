@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pipeline import prompts, shots, teachers
 from pipeline.binding import From
+from pipeline.cluster import Cluster
 from pipeline.files import InputError, digest, plain
 from pipeline.prompts import Messages, Template
 from pipeline.records import Prompt
@@ -46,12 +47,9 @@ class SoftLabels(BaseModel):
     after: str = Field("So the answer is ", description="where the label begins; empty: at the answer's start")
 
 
-class RayCluster(BaseModel):
+class RayCluster(Cluster):
     """Where ``engine: ray`` runs, and what each of its workers is given there."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    address: str | None = Field(default=None, description="of a cluster; left out, one is started on this machine")
     num_cpus: float = Field(default=1.0, ge=0, description="for each worker")
     num_gpus: float = Field(default=0.0, ge=0, description="for each worker")
     resources: dict[str, float] = Field(

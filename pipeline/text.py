@@ -65,22 +65,50 @@ class _Characters(dict[int, str]):
 
 
 _CHARACTERS = _Characters()
+_SPACED = "$+<=>|~"  # of ASCII, what becomes a word of its own
+_ASCII = {code: chr(code) if chr(code) in _SPACED else _CHARACTERS[code] for code in range(128)}
+"""One character for one, which ``str.translate`` does many times as fast."""
+_GROUPED = re.compile(r"\d,\d{3}")
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
-_SIGNS = re.compile(r"(?P<point>(?<=\d)\.(?=\d))|(?<=\d)\s*(?P<sign>[-*/])\s*(?=\d)|[-.,*/]")
+_SIGNS = re.compile(r"\d(?:\.|\s*[-*/]\s*)(?=\d)")
+_MARKS = str.maketrans(".-*/", "\1\2\3\4")  # what stays, for the moment in which all else becomes a space
+_UNMARKED = str.maketrans("\1\2\3\4.,-*/", ".-*/     ")
 
 
 def fold(text: str) -> str:
     """``text`` for comparing labels: NFKC, case-folded, white space as single spaces, stripped. Punctuation stays."""
-    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
+    folded = (
+        text.lower()
+        if text.isascii()
+        else unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    )
+    return " ".join(folded.split())
 
 
 @lru_cache(maxsize=1024)  # several filters look at the same row
 def normalise(text: str) -> str:
     """``text`` for comparing inputs and rationales, as the module says. Idempotent; never empty unless ``text`` is blank."""
-    folded = fold(text)
-    grouped = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), folded.translate(_CHARACTERS))
-    signed = _SIGNS.sub(lambda match: match["point"] or f" {match['sign'] or ''} ", grouped)
-    return " ".join(signed.split()) or folded
+    if text.isascii() and text.replace(" ", "").isalpha():  # plain words, as most labels are
+        return fold(text)
+    if text.isascii():
+        shown = text.lower().translate(_ASCII)
+        for sign in _SPACED:
+            if sign in shown:
+                shown = shown.replace(sign, f" {sign} ")
+    else:
+        shown = fold(text).translate(_CHARACTERS)
+    if not shown.isascii() or any(map(shown.__contains__, "0123456789")):
+        if _GROUPED.search(shown):
+            shown = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), shown)
+        shown = _SIGNS.sub(_marked, shown)
+    return " ".join(shown.translate(_UNMARKED).split()) or fold(text)
+
+
+def _marked(match: re.Match[str]) -> str:
+    """A digit and the sign behind it, with its mark; a sign stands between spaces, a point does not."""
+    found = match[0]
+    sign = found[1:].strip().translate(_MARKS)
+    return found[0] + (sign if sign == "\1" else f" {sign} ")
 
 
 def words(text: str) -> list[str]:

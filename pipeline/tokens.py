@@ -42,6 +42,8 @@ def _kinds() -> Bytes:
 
 
 _KINDS = _kinds()
+_PLAIN = np.where(_KINDS == _KEPT, np.arange(128), np.where(_KINDS == _SPACE, 32, 0)).astype(np.uint8)
+_PLAIN[ord("A") : ord("Z") + 1] += 32
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def numbers(texts: Texts) -> Hashes:
 def _packed(parts: list[bytes], as_they_are: Any) -> Texts:
     data = np.frombuffer(b"".join(parts), np.uint8)
     ends = np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)))
-    return Texts(*_normalised(data, ends, as_they_are, _KINDS))
+    return Texts(*_normalised(data, ends, as_they_are, _KINDS, _PLAIN))
 
 
 def _blank(ends: Ends) -> Any:
@@ -112,15 +114,11 @@ def _digit(code: int) -> bool:
 
 
 @numba.njit(cache=True, nogil=True)
-def _normalised(data, ends, as_they_are, kinds):  # type: ignore[no-untyped-def]
-    """What text.normalise does to ASCII texts; those that are not ``as_they_are`` were normalised before and are copied."""
-    longest = 0
-    start = 0
-    for i in range(len(ends)):
-        longest = max(longest, ends[i] - start)
-        start = ends[i]
-    first = np.empty(3 * longest + 2, np.uint8)
-    second = np.empty(3 * longest + 2, np.uint8)
+def _normalised(data, ends, as_they_are, kinds, plain):  # type: ignore[no-untyped-def]
+    """What text.normalise does to ASCII texts; those that are not ``as_they_are`` were normalised before and are copied.
+
+    ``plain`` is what a letter, a digit or a separating character becomes; these take no branch. The others are looked at one by one.
+    """
     out = np.empty(3 * len(data) + 1, np.uint8)
     out_ends = np.empty(len(ends), np.int64)
     at = 0
@@ -129,119 +127,75 @@ def _normalised(data, ends, as_they_are, kinds):  # type: ignore[no-untyped-def]
         end = ends[i]
         begin = at
         if not as_they_are[i]:
-            for k in range(start, end):
-                out[at] = data[k]
-                at += 1
+            out[at : at + end - start] = data[start:end]
+            at += end - start
         else:
-            n = _translated(data, start, end, kinds, first)
-            n = _grouped(first, n, second)
-            at = _signed(second, n, out, at)
-        if at > begin and out[at - 1] == 32:
+            last = np.uint8(32)
+            grouped = -1  # where the last comma stood that groups thousands
+            for k in range(start, end):
+                code = plain[data[k]]
+                if code:
+                    out[at] = code
+                    at += (code != 32) | (last != 32)
+                    last = code
+                    continue
+                code = data[k]
+                kind = kinds[code]
+                if kind == _GONE:
+                    continue
+                if code == 44 and _groups(data, start, end, k, grouped, kinds):
+                    grouped = k
+                    continue
+                if code == 46 and _between_digits(data, start, end, k, kinds, _GONE, _GONE):
+                    out[at] = last = code
+                    at += 1
+                    continue
+                if last != 32:
+                    out[at] = 32
+                    at += 1
+                last = np.uint8(32)
+                sign = code == 45 or code == 42 or code == 47
+                if kind == _APART or (sign and _between_digits(data, start, end, k, kinds, _GONE, _SPACE)):
+                    out[at] = code
+                    out[at + 1] = 32
+                    at += 2
+        if at > begin and as_they_are[i] and out[at - 1] == 32:
             at -= 1
         out_ends[i] = at
         start = end
-    return out[:at].copy(), out_ends
+    return out[:at], out_ends  # of what was set aside, no more is used than was written
 
 
 @numba.njit(cache=True, nogil=True)
-def _translated(data, start, end, kinds, out):  # type: ignore[no-untyped-def]
-    """Each character as text.py's table says, white space as single spaces."""
-    n = 0
-    for k in range(start, end):
-        code = data[k]
-        kind = kinds[code]
-        if kind == 1:
-            out[n] = code + 32 if 65 <= code <= 90 else code
-            n += 1
-        elif kind == 4:
-            out[n] = code
-            n += 1
-        elif kind == 2:
-            continue
-        else:
-            if n and out[n - 1] != 32:
-                out[n] = 32
-                n += 1
-            if kind == 3:
-                out[n] = code
-                out[n + 1] = 32
-                n += 2
-    return n
+def _between_digits(data, start, end, k, kinds, gone, space):  # type: ignore[no-untyped-def]
+    """Whether there are digits before and after place ``k``; characters of the kinds ``gone`` and ``space`` are passed over."""
+    j = k - 1
+    while j >= start and (kinds[data[j]] == gone or kinds[data[j]] == space):
+        j -= 1
+    if j < start or not _digit(data[j]):
+        return False
+    j = k + 1
+    while j < end and (kinds[data[j]] == gone or kinds[data[j]] == space):
+        j += 1
+    return j < end and _digit(data[j])
 
 
 @numba.njit(cache=True, nogil=True)
-def _grouped(data, n, out):  # type: ignore[no-untyped-def]
-    """Without the commas that group thousands: (?<![\\d.])\\d{1,3}(?:,\\d{3})+(?!\\d)."""
-    at = 0
-    i = 0
-    while i < n:
-        if _digit(data[i]) and (i == 0 or not (_digit(data[i - 1]) or data[i - 1] == 46)):
-            k = i
-            while k < n and _digit(data[k]):
-                k += 1
-            groups = 0
-            j = k
-            if k - i <= 3:
-                while (
-                    j + 3 < n and data[j] == 44 and _digit(data[j + 1]) and _digit(data[j + 2]) and _digit(data[j + 3])
-                ):
-                    groups += 1
-                    j += 4
-                if groups and j < n and _digit(data[j]):
-                    groups -= 1
-                    j -= 4
-            stop = j if groups else k
-            while i < stop:
-                if data[i] != 44:
-                    out[at] = data[i]
-                    at += 1
-                i += 1
-        else:
-            out[at] = data[i]
-            at += 1
-            i += 1
-    return at
-
-
-@numba.njit(cache=True, nogil=True)
-def _signed(data, n, out, at):  # type: ignore[no-untyped-def]
-    """Points and signs between digits stay, other ones separate words; written to ``out`` from ``at``."""
-    begin = at
-    i = 0
-    while i < n:
-        code = data[i]
-        after_digit = i > 0 and _digit(data[i - 1])
-        if code == 46 and after_digit and i + 1 < n and _digit(data[i + 1]):
-            out[at] = 46
-            at += 1
-            i += 1
-            continue
-        sign = code == 45 or code == 42 or code == 47
-        if after_digit and (sign or code == 32):
-            k = i
-            while k < n and data[k] == 32:
-                k += 1
-            if k < n and (data[k] == 45 or data[k] == 42 or data[k] == 47):
-                found = data[k]
-                k += 1
-                while k < n and data[k] == 32:
-                    k += 1
-                if k < n and _digit(data[k]):
-                    out[at] = 32
-                    out[at + 1] = found
-                    out[at + 2] = 32
-                    at += 3
-                    i = k
-                    continue
-        if sign or code == 32 or code == 44 or code == 46:
-            if at > begin and out[at - 1] != 32:
-                out[at] = 32
-                at += 1
-        else:
-            out[at] = code
-            at += 1
-        i += 1
-    return at
+def _groups(data, start, end, k, grouped, kinds):  # type: ignore[no-untyped-def]
+    r"""Whether the comma at ``k`` groups thousands: (?<![\d.])\d{1,3}(?:,\d{3})+(?!\d), ``grouped`` being the last one that did."""
+    before = 0
+    j = k - 1
+    while j >= start and (_digit(data[j]) or kinds[data[j]] == _GONE):
+        before += _digit(data[j])
+        j -= 1
+    if before == 0 or not ((j >= start and j == grouped) or (before <= 3 and (j < start or data[j] != 46))):
+        return False
+    after = 0
+    j = k + 1
+    while j < end and after <= 3 and (_digit(data[j]) or kinds[data[j]] == _GONE):
+        after += _digit(data[j])
+        j += 1
+    return after == 3
 
 
 @numba.njit(cache=True, nogil=True, inline="always")

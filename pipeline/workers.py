@@ -24,14 +24,12 @@ import concurrent.futures
 import math
 import os
 import platform
-import socket
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +37,7 @@ from typing import Any, Final
 from pydantic import JsonValue
 
 from pipeline import teachers
+from pipeline.cluster import check_version, connected, in_use, own, version
 from pipeline.files import InputError, RunError, plain
 from pipeline.progress import say_line
 from pipeline.requests import RayCluster
@@ -54,7 +53,6 @@ FIRST_SECONDS: Final = 60.0  # those that are up wait no longer for others that 
 PLACE_SECONDS: Final = 10.0  # after which it is said that a worker has no place
 STOP_SECONDS: Final = 10.0  # for a worker to end its engine by itself
 ABANDON_SECONDS: Final = 2.0  # where it has requests that nobody waits for any more
-CONNECT_SECONDS: Final = 10.0
 MOST_STARTS: Final = 3  # deaths at the start, one after the other, that a worker is replaced for
 MOST_DEATHS: Final = 3  # of a request
 MOST_BARREN: Final = 20  # deaths in a row without one answer: more than finding one request among 1,024 takes
@@ -77,7 +75,7 @@ def connect(
     A Ray that this process is connected to already is used, and left as it is. Raises InputError where the package ray is missing, the
     cluster cannot be reached or this machine cannot hold the workers; and, as the teacher does, InputError and RunError of a worker.
     """
-    with _connected(workers, cluster) as ray:
+    with _room(workers, cluster) as ray:
         worker = ray.remote(_Worker).options(
             num_cpus=cluster.num_cpus,
             num_gpus=cluster.num_gpus,
@@ -85,10 +83,10 @@ def connect(
             max_concurrency=2,  # a worker can be told to stop while it waits for answers
             max_restarts=0,
         )
-        folder, version = str(Path.cwd()), _version()
+        folder, here = str(Path.cwd()), version()
 
         def start() -> Any:
-            return worker.remote(settings, sampling, None if identity is None else dict(identity), folder, version)
+            return worker.remote(settings, sampling, None if identity is None else dict(identity), folder, here)
 
         say_line(f"sample: starting {workers:,} worker{'s' if workers > 1 else ''} in Ray")
         crew = _Crew(ray, start, workers, cluster)
@@ -100,76 +98,23 @@ def connect(
 
 
 @contextmanager
-def _connected(workers: int, cluster: RayCluster) -> Iterator[Any]:
-    """The package ray, connected. Raises InputError."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.exceptions
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"stages.sample.engine: ray needs the package {plain(error.name or 'ray')}; pip install 'stepdistill[ray]'"
-        ) from None
-    if ray.is_initialized():  # by a notebook, for instance
-        yield ray
-        return
-    import logging
-
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if cluster.address is None:
-        quiet |= {
-            "address": "local",
-            "num_cpus": max(1, math.ceil(workers * cluster.num_cpus)),
-            "resources": {name: amount * workers for name, amount in cluster.resources.items()} or None,
-            "include_dashboard": False,
-            "object_store_memory": OBJECT_STORE,
-        }
-    else:
-        _reachable(cluster.address)
-        quiet["address"] = cluster.address
-    try:
-        ray.init(**quiet)
-    except (OSError, RuntimeError, ValueError) as error:
-        problem = plain(str(error).strip().partition("\n")[0])
-        if cluster.address is None:
-            raise RunError(f"stages.sample.engine: Ray did not start on this machine: {problem}") from None
-        raise InputError(
-            f"stages.sample.ray.address: {plain(cluster.address)}: {problem}; give the address of a cluster that this machine "
-            "belongs to, or leave it out to start Ray here"
-        ) from None
-    try:
+def _room(workers: int, cluster: RayCluster) -> Iterator[Any]:
+    """The package ray, connected, with room for the workers where it is started here. Raises InputError and RunError."""
+    here = cluster.address is None and not in_use()
+    with connected(
+        cluster.address,
+        setting="stages.sample.",
+        num_cpus=max(1, math.ceil(workers * cluster.num_cpus)),
+        resources={name: amount * workers for name, amount in cluster.resources.items()},
+        memory=OBJECT_STORE,
+    ) as ray:
         there = ray.cluster_resources().get("GPU", 0.0)
-        if cluster.address is None and there < workers * cluster.num_gpus:
+        if here and there < workers * cluster.num_gpus:
             raise InputError(
                 f"stages.sample.workers: {workers:,} workers with num_gpus: {cluster.num_gpus:g} need more than the {there:g} GPUs "
                 "of this machine; set fewer workers or another num_gpus, or give the address of a cluster"
             )
         yield ray
-    finally:
-        ray.shutdown()
-
-
-def _version() -> str:
-    try:
-        return metadata.version("stepdistill")
-    except metadata.PackageNotFoundError:  # a checkout that is not installed
-        return "of unknown version"
-
-
-def _reachable(address: str) -> None:
-    """Raises InputError where nobody listens; Ray itself would try for minutes."""
-    if address == "auto":
-        return
-    where = f"stages.sample.ray.address: {plain(address)}"
-    host, _, port = address.rpartition(":")
-    if "/" in address or not host or not port.isdecimal():
-        raise InputError(f"{where}: expected host:port of the cluster's head, or auto for the one on this machine")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise InputError(
-            f"{where}: nobody answers there ({plain(str(error))}); start Ray (`ray start --head`) or check the address"
-        ) from None
 
 
 class _Worker:
@@ -232,12 +177,9 @@ class _Worker:
     def _work(
         self, settings: TeacherSettings, sampling: Sampling, identity: dict[str, JsonValue] | None, version: str
     ) -> None:
-        node = plain(platform.node())
-        if version != _version():
-            raise InputError(
-                f"stages.sample.engine: the node {node} has stepdistill {_version()}, this machine {version}; install the same"
-            )
+        check_version(version, "stages.sample.")
         if identity is not None and teachers.identity(settings) != identity:
+            node = plain(platform.node())
             raise InputError(
                 f"stages.sample.teacher: on the node {node} it is another one than on this machine; put the same files there"
             )
@@ -369,9 +311,7 @@ class _Crew:
             try:
                 found = ray.get(call)
             except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, InputError | RunError):
-                    raise type(error.cause)(*error.cause.args) from None
-                raise
+                raise own(error) or error from None
             except ray.exceptions.RayError as error:
                 yield from self._died(seat, error)
                 continue

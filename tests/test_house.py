@@ -9,10 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = """
-records files progress processes binding outputs blocks text tokens labels embedded prompts responses teachers
+records files progress cluster processes binding outputs text labels shift blocks tokens minhash overlap embeddings
+embedded prompts responses teachers
 spending usage sources shots requests workers asking
-ingest sample parse dedup decontaminate judge filters quality shard
-losses student trainer train evaluate stages config provenance runner audit trace results recordings report project cli
+ingest sample parse dedup decontaminate judge filters quality shard balance
+losses student trainer train evaluate stages config provenance runner audit trace results recordings report explore project cli
 """.split()
 HEAVY = {
     "torch",
@@ -21,17 +22,27 @@ HEAVY = {
     "transformers",
     "datasets",
     "pyarrow",
+    "scipy",
     "sklearn",
     "numba",
     "numpy",
-    "rensa",
     "accelerate",
     "gguf",
     "httpx",
+    "phonenumbers",
+    "pycld2",
     "rich",
     "ray",
+    "sentence_transformers",
 }
-USED_THERE = {"trainer.py", "losses", "tokens.py"}  # imported where they are used, never by the table of stages
+USED_THERE = {
+    "trainer.py",
+    "losses",
+    "tokens.py",
+    "minhash.py",
+    "embeddings.py",
+    "overlap.py",
+}  # imported where they are used, never by the table of stages
 MODULES = sorted(path for path in (ROOT / "pipeline").rglob("*.py") if "example" not in path.parts)
 
 

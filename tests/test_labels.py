@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import labels
+from pipeline import labels, text
 from pipeline.labels import normalise, same, value
 
 TOPICS = ["sports", "food", "C", "C++", "New York", "U.S."]
@@ -33,6 +33,22 @@ TOPICS = ["sports", "food", "C", "C++", "New York", "U.S."]
 )
 def test_text_labels(raw: str, expected: str | None) -> None:
     assert normalise(raw, "text", labels=TOPICS) == expected
+
+
+@given(
+    said=st.sampled_from(["c", "C", "c++", "C ++", "new york", "New-York", "NEW  YORK", "ｃ", "sports"]),
+    options=st.lists(
+        st.sampled_from(["C", "c", "C++", "New York", "new york", "new-york", "Ｃ", "sports "]), max_size=5
+    ),
+)
+def test_the_strictest_comparison_that_finds_an_option_decides(said: str, options: list[str]) -> None:
+    found = normalise(said, "text", labels=options)
+    for compare in (str, text.fold, text.normalise):
+        equal = {option for option in options if compare(option) == compare(" ".join(said.split()))}
+        if equal:
+            assert found == (equal.pop() if len(equal) == 1 else " ".join(said.split()))
+            return
+    assert found == " ".join(said.split())
 
 
 def test_text_without_a_set_stays_as_it_was_said() -> None:

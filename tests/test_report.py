@@ -53,11 +53,15 @@ from pipeline.report import (
     interval_bar,
     line_chart,
     read_curves,
+    shift_tables,
     thinned,
     ticks,
 )
+from pipeline.shift import Truth, change
+from pipeline.shift import measured as counted
 from pipeline.stages import STAGES
 from pipeline.usage import Facts, Figures
+from tests.rows import example
 
 TEXTS = [
     ("Late goal sinks the leaders after a goalless first half", "sports", "A goal decides a match."),
@@ -448,6 +452,77 @@ def test_without_measurements_the_page_shows_what_is_known(tmp_path: Path, left:
 def test_a_result_of_an_earlier_version_has_no_figures_of_teachers(tmp_path: Path) -> None:
     sampled(tmp_path / "run", {"m": {"requests": 3}}, None)
     assert "What the teachers were asked" not in read(build(tmp_path / "run")).text
+
+
+def filtered(run: Path, names: Sequence[str]) -> Path:
+    """A run whose quality stage dropped 40 of 50 rows of the first label and slice, and 5 of 50 of each other."""
+    rows = [
+        example(
+            f"{name} {n}",
+            label=name,
+            gold=name,
+            slices={names[0]: name},
+            input="x" * (n + 1),
+            entropy=(n % 2) * 0.97,
+            agreement=1.0,
+        )
+        for name in names
+        for n in range(50)
+    ]
+    gone = [row for row in rows if int(row.id.rpartition(" ")[2]) < (40 if row.label == names[0] else 5)]
+    kept = [row for row in rows if row not in gone]
+    found = change(counted(rows, Truth()), counted(gone, Truth()))
+    drops = [Drop(id=row.id, reason="min_words", evidence={}) for row in gone]
+    details = {"shift": found.model_dump(mode="json")}
+    finish(run, "quality", kept, drops, rows_in=len(rows), details=details)
+    return run
+
+
+def test_what_filtering_did_stands_on_the_page(tmp_path: Path) -> None:
+    page = squeezed(read(build(filtered(tmp_path / "run", ["travel", "food", "sports"]))).text)
+    assert "quality 50 of 150 dropped" in page
+    assert (
+        "the labels shift by 23.3 points (travel 33.3% -> 10.0%, food 33.3% -> 45.0%, sports 33.3% -> 45.0%; p 1e-16, Cramér's V 0.70)"
+        in page
+    )
+    for column in ("label", "true label", "slice: travel"):
+        assert f"{column} rows in kept share, before and after dropped food 50 45 33.3% → 45.0% 10.0%" in page
+    assert page.count("travel (mostly gone) 50 10 33.3% → 10.0% 80.0%") == 3
+    assert "3 different; 23.3% of the rows moved from one to another; dropped against kept: p" in page
+    assert "vote entropy, bits rows in kept share, before and after dropped 0 75 49 50.0% → 49.0% 34.7%" in page
+    assert "input, characters 25.5 13 · 25 · 38 29.8 18 · 30 · 42 17 5 · 15 · 28 " in page
+    assert "Of the labels that can be held against a true one, 100.0% were right before and 100.0% after." in page
+
+
+def test_hostile_labels_and_slices_stay_text(tmp_path: Path) -> None:
+    tame = read(build(filtered(tmp_path / "tame", ["travel", "food", "sports"])))
+    path = build(filtered(tmp_path / "hostile", [HOSTILE, f"food {HOSTILE}", f"sports {HOSTILE}"]))
+    assert [tag for tag, _ in read(path).elements] == [tag for tag, _ in tame.elements]
+    assert "<script" not in path.read_text()
+    assert "<script>alert(1)</script>" in read(path).text
+
+
+def test_only_the_most_frequent_labels_and_those_that_are_gone_are_shown(tmp_path: Path) -> None:
+    rows = [example(f"{name} {n}", label=f"l{name:02}") for name in range(30) for n in range(100 - name)]
+    gone = [row for row in rows if row.label == "l20"]
+    found = change(counted(rows, Truth()), counted(gone, Truth()))
+    labels = shift_tables(found)[0]
+    assert [value.name for value in labels.rows] == [f"l{name:02}" for name in range(10)] + ["l20", "all others"]
+    assert (labels.warned, sum(value.before for value in labels.rows)) == (["l20"], len(rows))
+    assert sum(value.after for value in labels.rows) == len(rows) - len(gone)
+
+
+def test_a_stage_that_dropped_nothing_has_no_table(tmp_path: Path) -> None:
+    rows = [example(f"r{n}") for n in range(5)]
+    details = {"shift": change(counted(rows, Truth()), counted([], Truth())).model_dump(mode="json")}
+    finish(tmp_path, "quality", rows, details=details)
+    assert "What filtering did" not in read(build(tmp_path)).text
+
+
+@pytest.mark.parametrize("left", [None, [], {"rows": 1}, {"warnings": "x"}])
+def test_a_record_of_another_shape_is_passed_over(tmp_path: Path, left: object) -> None:
+    finish(tmp_path, "quality", [example()], details={"shift": left})
+    assert "What filtering did" not in read(build(tmp_path)).text
 
 
 def test_near_duplicates_and_leaks_stand_beside_what_they_repeat(tmp_path: Path) -> None:

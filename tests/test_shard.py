@@ -1,15 +1,23 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import labels, outputs
+from pipeline.audit import audit
+from pipeline.config import load, verify
+from pipeline.files import InputError
 from pipeline.outputs import RowWriter
-from pipeline.records import Drop, TrainingRow
-from pipeline.shard import data_card, shard, split, student_prompt
-from tests.rows import example
+from pipeline.records import Drop, Example, TrainingRow, Vote
+from pipeline.runner import run
+from pipeline.shard import completions, data_card, shard, split, student_prompt, terms_of
+from pipeline.train import read_shards
+from tests.rows import example, votes
 
 BOTH = ["label", "rationale"]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -78,6 +86,153 @@ def test_the_split_takes_its_share_and_the_seed_another_draw() -> None:
     assert all(later == "validation" for now, later in zip(drawn, more, strict=True) if now == "validation")
 
 
+def completions_of(*examples: Example, targets: list = BOTH, **settings: Any) -> list[str]:
+    """What is trained on, and in brackets why an example is not, one of each example's rows after the other."""
+    found = shard(examples, targets=targets, **settings)
+    return [row.completion if isinstance(row, TrainingRow) else f"({row.reason})" for row in found]
+
+
+def test_the_label_that_is_trained_on_is_the_vote_the_true_one_or_a_teachers() -> None:
+    said = [
+        Vote(response=f"r1#{n}", request=f"q{n}", teacher=name, label=label)
+        for n, (name, label) in enumerate([("small", "food"), ("large", None), ("large", "travel"), ("large", "food")])
+    ]
+    one = example("r1", label="food", gold=" Sports. ", votes=said)
+    given: dict[str, Any] = {
+        "targets": ["label"],
+        "labels": ["sports", "food", "travel"],
+        "teachers": ["small", "large"],
+    }
+    assert completions_of(one, **given) == ["food"]
+    assert completions_of(one, label="gold", **given) == ["sports"]
+    assert completions_of(one, label="teacher", **given) == ["food"]
+    assert completions_of(one, label="teacher", teacher="large", **given) == ["travel"]
+    assert completions_of(one.changed(votes=said[:2]), label="teacher", teacher="large", **given) == [
+        "(no_teacher_label)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold", "choices", "label"),
+    [
+        ("choice", "(b)", ["river", "bank"], "bank"),
+        ("number", "$1,200.50", None, "1200.5"),
+        ("equation", "x = ((84.0/2))", None, "84 / 2"),
+        ("text", "  Two  words. ", None, "Two words"),
+    ],
+)
+def test_true_labels_are_put_into_their_one_spelling(kind: Any, gold: str, choices: Any, label: str) -> None:
+    one = example("r1", gold=gold, choices=choices)
+    assert completions_of(one, targets=["label"], label="gold", label_type=kind) == [label]
+
+
+@pytest.mark.parametrize(("gold", "reason"), [(None, "no_gold"), (" ", "no_gold"), ("gardening", "gold_not_in_set")])
+def test_an_example_without_a_true_label_is_dropped(gold: str | None, reason: str) -> None:
+    one = example("r1", label="sports", gold=gold)
+    label, rationale = shard([one], label="gold", labels=["sports", "food"], targets=BOTH)
+    assert isinstance(label, Drop)
+    assert isinstance(rationale, Drop)
+    assert (label.id, label.reason, rationale.reason) == ("r1/label", reason, reason)
+    assert label.evidence == {"voted": "sports", "gold": gold, "response": "r1#0"} | (
+        {"options": ["sports", "food"]} if gold == "gardening" else {}
+    )
+
+
+def test_a_rationale_is_not_trained_with_a_label_that_it_does_not_argue_for() -> None:
+    right = example("r1", label="sports", gold="Sports", rationale="A goal.")
+    wrong = example("r2", label="sports", gold="food", rationale="A goal.")
+    given: dict[str, Any] = {"label": "gold", "labels": ["sports", "food"]}
+    other = "(rationale_of_other_label)"
+    assert completions_of(right, wrong, **given) == ["sports", "A goal.", other, other]
+    assert completions_of(right, wrong, targets=["rationale"], **given) == ["A goal.", other]
+    assert completions_of(right, wrong, targets=["response"], **given) == [right.text, other]
+    assert completions_of(right, wrong, targets=["label"], **given) == ["sports", "food"]
+    kept = completions_of(right, wrong, rationale_of_other_label="keep", **given)
+    assert kept == ["sports", "A goal.", "food", "A goal."]
+    drop = next(shard([wrong], targets=BOTH, **given))
+    assert isinstance(drop, Drop)
+    said = {"voted": "sports", "gold": "food", "response": "r2#0", "trained_on": "food", "label_from": "gold"}
+    assert drop.evidence == said
+
+
+LABELS = st.sampled_from(["sports", "food", "Food", None])
+
+
+@given(LABELS.filter(bool), LABELS, st.lists(LABELS, max_size=3), st.sampled_from(["vote", "gold", "teacher"]))
+def test_with_its_rationale_goes_the_label_that_it_argues_for(
+    label: str, gold: str | None, said: list, source: Any
+) -> None:
+    one = example("r1", label=label, gold=gold, votes=votes(*said), rationale="A reason.")
+    found = list(shard([one], targets=BOTH, label=source, teachers=["a teacher"]))
+    assert [row.id for row in found] == ["r1/label", "r1/rationale"]
+    first = found[0]
+    if isinstance(first, TrainingRow):
+        assert labels.same(first.completion, label, "text")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"label": "gold", "gold": None}, "stages.shard.label: gold needs task.gold"),
+        ({"teacher": "small"}, "stages.shard.teacher: it counts only with label: teacher"),
+        (
+            {"label": "teacher", "teacher": "smal", "teachers": ["small"]},
+            "stages.shard.teacher: .*did you mean 'small'",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line(settings: dict, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        shard([], targets=BOTH, **settings)
+
+
+def test_what_does_not_go_together_is_found_before_a_run(project: Path) -> None:
+    with pytest.raises(InputError, match=r"stages\.yaml:\d+: stages\.shard\.teacher: no such teacher"):
+        verify(load(project, ["shard.label=teacher", "shard.teacher=x"]))
+
+
+def test_difficulty_is_how_much_the_votes_disagree_where_there_are_several() -> None:
+    told = [
+        example("r1", votes=votes("a", "b"), entropy=1.0),
+        example("r2", votes=votes("a", "a"), entropy=0.0),
+        example("r3", votes=votes("a"), entropy=0.0),
+        example("r4", votes=votes("a", "a"), entropy=0.0, rationalised=True),
+        example("r5", votes=votes("a", "a"), entropy=None),
+    ]
+    rows = [row for row in shard(told, targets=BOTH) if isinstance(row, TrainingRow)]
+    assert [row.difficulty for row in rows] == [1.0, 1.0, 0.0, 0.0, None, None, None, None, None, None]
+
+
+def test_shards_from_before_the_column_are_trained_on_as_before(tmp_path: Path) -> None:
+    rows = [row for row in shard([example("r1"), example("r2")], targets=BOTH) if isinstance(row, TrainingRow)]
+    lines = [{name: value for name, value in row.plain().items() if name != "difficulty"} for row in rows]
+    (tmp_path / "train-00000.jsonl").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    assert list(read_shards(tmp_path)) == rows
+
+
+@pytest.mark.parametrize("label", ["vote", "gold"])
+def test_the_audit_knows_which_label_was_trained_on(project: Path, label: str) -> None:
+    rows = [json.loads(line) for line in (project.parent / "inputs.jsonl").read_bytes().splitlines()]
+    rows[2]["topic"] = "food"  # the teacher says sports
+    (project.parent / "inputs.jsonl").write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    outcome = run(load(project, [f"shard.label={label}", "shard.rationale_of_other_label=keep"]))[-1]
+    (trained,) = [row.completion for row in outputs.read(outcome.folder, TrainingRow) if row.id == "r2/label"]
+    assert trained == {"vote": "sports", "gold": "food"}[label]
+    assert list(audit(project.parent / "runs/small")) == []
+    assert outcome.manifest.features["difficulty"] == "float64"
+    again = run(load(project, [f"shard.label={label}"]))[-1]
+    assert again.manifest.counts.reasons == ({"rationale_of_other_label": 2} if label == "gold" else {})
+    assert list(audit(project.parent / "runs/small")) == []
+
+
+def test_the_terms_of_an_older_manifest_are_the_defaults() -> None:
+    old = {"validation": 0.05, "rows_per_shard": 50_000, "seed": 0, "targets": BOTH}
+    assert completions(example("r1", label="sports", rationale="A goal."), terms_of(old)) == {
+        "label": "sports",
+        "rationale": "A goal.",
+    }
+
+
 def write_shards(folder: Path, rows: list[TrainingRow], name: str = "topics", details: dict | None = None) -> None:
     folder.mkdir()
     counts = Counter(row.split for row in rows)
@@ -108,6 +263,19 @@ def test_the_folder_loads_as_a_data_set(tmp_path: Path, name: str) -> None:
     assert set(loaded) == {"train", "validation"}
     for part in loaded:
         assert list(loaded[part]) == [row.plain() for row in rows if row.split == part]
+        assert loaded[part].features["difficulty"] == datasets.Value("float64")  # though there is none in any row
+
+
+def test_loaded_rows_are_sorted_by_difficulty_in_a_line(tmp_path: Path) -> None:
+    import datasets
+
+    told = [
+        example(f"r{n}", votes=votes("a", "b") if n else [], entropy=entropy)
+        for n, entropy in enumerate([None, 1.0, 0.0, 0.5])
+    ]
+    write_shards(tmp_path / "shards", list(shard(told, validation=0.0, targets=["label"])))
+    loaded = datasets.load_dataset(str(tmp_path / "shards"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert list(loaded.sort("difficulty")["difficulty"]) == [0.0, 0.5, 1.0, None]
 
 
 def test_a_folder_without_validation_rows_loads_too(tmp_path: Path) -> None:
