@@ -250,9 +250,11 @@ def check(path: Path, folder: Path, planted: dict[int, int], settings: dict[str,
         return len(left & right) / len(left | right)
 
     def apart(row: Any) -> tuple[Any, ...]:
-        from pipeline.minhash import NEGATIONS
+        from pipeline.minhash import NEGATIONS, NUMBER_WORDS
 
-        return row.label, text.numbers(row.input), sum(word in NEGATIONS for word in text.words(row.input))
+        found = text.words(row.input)
+        told = [[word] if word in NUMBER_WORDS else text.numbers(word) for word in found]
+        return row.label, [number for one in told for number in one], sum(word in NEGATIONS for word in found)
 
     pairs = Counter[str]()
     for place, source in chance.sample(sorted(planted.items()), min(len(planted), 20_000)):

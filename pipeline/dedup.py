@@ -13,9 +13,10 @@ Exact duplicates have the same normalised text (text.py), by its 128-bit digest.
 decide what is compared; whether it is a duplicate is decided by the exact Jaccard index of the two sets of shingles. A pair at the
 threshold is missed less than twice in a hundred, one 0.05 above it less than once in a thousand.
 
-What makes near duplicates different rows, whatever their similarity (``differ_in``): other numbers ("3 apples and 5 pears", "3 apples and
-6 pears"), other labels (the true one, else the teacher's; a row without a label differs from none), another count of negation words
-(minhash.NEGATIONS). Exact duplicates are always the same; where their labels disagree, ``conflicts`` says what is to be done.
+What makes near duplicates different rows, whatever their similarity (``differ_in``): other numbers, in digits or in words ("3 apples and
+two pears", "3 apples and five pears"; minhash.NUMBER_WORDS), in their order; other labels (the true one, else the teacher's; a row without
+a label differs from none); another count of negation words (minhash.NEGATIONS). Exact duplicates are always the same; where their labels
+disagree, ``conflicts`` says what is to be done.
 
 The threshold knows the length. One exchanged word changes about ``word`` shingles of either text: ``shingle`` + 5 of characters (90 of
 100 exchanged words in real texts change at most so many), ``shingle`` of words. A text of n shingles so stays (n - word) / (n + word)
@@ -27,10 +28,11 @@ Measured with the defaults: of SVAMP's 1,000 problems none is dropped (57 withou
 twin's), of CommonsenseQA's 10,962 questions 3 (10, 8 of them with another answer; one is dropped as a short text), of the demo's 592
 texts 20, all of them copies or lightly edited (19 without ``short``).
 
-Limits: numbers written as words are not seen as numbers; a paraphrase is no near duplicate (``semantic`` finds some). Below a threshold of
-0.7 many pairs are compared in vain. Where over 64 rows that differ share a bucket, such as a template with one word exchanged, later rows
-are compared with the first 64: ``crowded`` in the manifest counts what was left out. All texts are held in memory, as bytes. A cluster
-links rows to survivors, not dropped rows to each other.
+Limits: negations and numbers in words are English ones; "7" and "seven" are different numbers; "one", "once" and "first", which mostly
+count nothing, are none, so that "one or two" is "two or one". A paraphrase is no near duplicate (``semantic`` finds some). Below a
+threshold of 0.7 many pairs are compared in vain. Where over 64 rows that differ share a bucket, such as a template with one word
+exchanged, later rows are compared with the first 64: ``crowded`` in the manifest counts what was left out. All texts are held in memory,
+as bytes. A cluster links rows to survivors, not dropped rows to each other.
 """
 
 from bisect import bisect_right
@@ -182,21 +184,18 @@ def _sketch(rows: Sequence[Text], prepared: None, **settings: Any) -> Sketch:
     given = (
         rows if len(texts) == len(rows) else [row for row, text in zip(rows, compared, strict=True) if text is not None]
     )
-    count = len(texts)
     ranked = settings["survivor"] != "first"
-    packed = tokens.pack(texts)
+    encoded = [text.encode() for text in texts]
+    packed = tokens.pack(texts, encoded)
     labels, names = _labels(given)
-    apart = np.zeros(count, np.uint64)
-    if "numbers" in settings["differ_in"]:
-        apart += tokens.numbers(packed)
-    if "negation" in settings["differ_in"]:
-        apart += minhash.negations(packed)
+    differ = settings["differ_in"]
+    apart = minhash.told_apart(packed, numbers="numbers" in differ, negation="negation" in differ)
     lengths, keys, short, short_keys = _banded(packed, apart, labels, **settings)
     return Sketch(
         rows=len(rows),
         places=np.flatnonzero([text is not None for text in compared]).astype(np.int32),
-        ids=_strings([row.id for row in given]),
-        texts=_strings(texts),
+        ids=_strings([row.id.encode() for row in given]),
+        texts=_strings(encoded),
         digests=_digests(packed),
         apart=apart,
         labels=labels,
@@ -270,10 +269,9 @@ def _labels(rows: Sequence[Text]) -> tuple["Array", dict[int, str]]:
     return np.fromiter(hashes, np.uint64, len(rows)), names
 
 
-def _strings(texts: Sequence[str]) -> Strings:
+def _strings(parts: Sequence[bytes]) -> Strings:
     import numpy as np
 
-    parts = [text.encode() for text in texts]
     return Strings(b"".join(parts), np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts))))
 
 

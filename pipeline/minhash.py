@@ -94,9 +94,14 @@ def same(digests: Hashes) -> Array:
     return found
 
 
-def negations(texts: Texts) -> Array:
-    """How many negation words each text has."""
-    found: Array = _negations(texts.data, texts.ends, _negation_table())
+def told_apart(texts: Texts, *, numbers: bool, negation: bool) -> Hashes:
+    """One hash for each text, over what keeps similar texts apart: equal where that is the same.
+
+    ``numbers``: those of text.numbers in ASCII digits and the words ``NUMBER_WORDS``, together in their order; "7" is not "seven".
+    ``negation``: how many of the words ``NEGATIONS`` there are.
+    """
+    table, kinds = _word_table(numbers, negation)
+    found: Hashes = _told_apart(texts.data, texts.ends, table, kinds, numbers)
     return found
 
 
@@ -104,17 +109,37 @@ NEGATIONS: Final = """
 no not non none nor never nobody nothing nowhere neither cannot cant without
 aint arent couldnt didnt doesnt dont hadnt hasnt havent isnt mightnt mustnt neednt shant shouldnt wasnt werent wont wouldnt
 """.split()
+NUMBER_WORDS: Final = """
+zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen
+twenty thirty forty fifty sixty seventy eighty ninety hundred hundreds thousand thousands million millions billion billions
+dozen dozens half twice thrice double triple second third fourth fifth sixth seventh eighth ninth tenth
+""".split()
+"""English. "one", "once" and "first" are left out, since they mostly count nothing ("what might one do first?"); where another number takes
+the place of one of them, that one tells the texts apart."""
+_NEGATION, _NUMBER = 1, 2
 _CODES = np.random.default_rng(1).integers(0, 2**64, 256, np.uint64)  # a hash for each byte
 
 
 @lru_cache
-def _negation_table() -> Hashes:
-    words = pack(NEGATIONS)
-    units, table = np.empty(16, np.uint64), np.zeros(1024, np.uint64)
-    for start, end in pairwise([0, *words.ends.tolist()]):
-        _units(words.data, start, end, True, units)
-        table[_slot_of(table, units[0])] = units[0]
-    return table
+def _word_table(numbers: bool, negation: bool) -> tuple[Hashes, Array]:
+    """The words that tell texts apart, each in the slot that its hash says, and beside them of which kind each is; 0: a free slot."""
+    kinds = dict.fromkeys(NUMBER_WORDS if numbers else (), _NUMBER) | dict.fromkeys(
+        NEGATIONS if negation else (), _NEGATION
+    )
+    packed = pack(list(kinds))
+    hashes = np.empty(len(kinds), np.uint64)
+    for k, (start, end) in enumerate(pairwise([0, *packed.ends.tolist()])):
+        unit, until, figures = np.empty(1, np.uint64), np.empty(1, np.int32), np.empty(1, np.uint8)
+        _words(packed.data[start:end], unit, until, figures)
+        hashes[k] = unit[0]
+    room = 1024
+    while len({_word_slot(value, room) for value in hashes}) < len(hashes):
+        room *= 2
+    table, kind_of = np.zeros(room, np.uint64), np.zeros(room, np.uint8)
+    for value, kind in zip(hashes, kinds.values(), strict=True):
+        slot = _word_slot(value, room)
+        table[slot], kind_of[slot] = value, kind
+    return table, kind_of
 
 
 def _sorted(keys: Array) -> Hashes:
@@ -177,18 +202,77 @@ def _units(data, start, end, words, out):  # type: ignore[no-untyped-def]
     return m + 1
 
 
+@numba.njit(cache=True, nogil=True, inline="always")
+def _digit(code):  # type: ignore[no-untyped-def]
+    return np.uint8(code - np.uint8(48)) < np.uint8(10)
+
+
 @numba.njit(cache=True, nogil=True)
-def _negations(data, ends, table):  # type: ignore[no-untyped-def]
-    units = np.empty(_longest(ends), np.uint64)
-    found = np.zeros(len(ends), np.uint16)
+def _words(text, hashes, until, figures):  # type: ignore[no-untyped-def]
+    """For each word of a text a hash, its end, and whether there is a digit in it; how many there are. Without branches, as above."""
+    m = 0
+    h = np.uint64(0)
+    digits = np.uint8(0)
+    for k in range(len(text)):
+        code = text[k]
+        inside = code != 32
+        hashes[m] = h
+        until[m] = k
+        figures[m] = digits
+        m += not inside
+        digits = (digits | _digit(code)) & inside
+        h = (_turned(h, 9) ^ _CODES[code]) * np.uint64(inside)
+    hashes[m] = h
+    until[m] = len(text)
+    figures[m] = digits
+    return m + (len(text) > 0)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _word_slot(word, room):  # type: ignore[no-untyped-def]
+    return ((word * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & np.uint64(room - 1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _told_apart(data, ends, table, kinds, numbers):  # type: ignore[no-untyped-def]
+    longest = _longest(ends)
+    hashes = np.empty(longest, np.uint64)
+    until = np.empty(longest, np.int32)
+    figures = np.empty(longest, np.uint8)
+    found = np.empty(len(ends), np.uint64)
     start = 0
     for i in range(len(ends)):
-        count = 0
-        for word in units[: _units(data, start, ends[i], True, units)]:
-            count += table[_slot_of(table, word)] != 0
-        found[i] = min(count, 65535)
+        text = data[start : ends[i]]
+        h = np.uint64(0)
+        negations = 0
+        for j in range(_words(text, hashes, until, figures)):
+            slot = _word_slot(hashes[j], len(table))
+            if kinds[slot] and table[slot] == hashes[j]:
+                if kinds[slot] == _NEGATION:
+                    negations += 1
+                else:
+                    h = _scattered(h ^ hashes[j])
+            elif numbers and figures[j]:
+                h = _figures(text[until[j - 1] + 1 if j else 0 : until[j]], h)
+        found[i] = _scattered(h) + np.uint64(negations)
         start = ends[i]
     return found
+
+
+@numba.njit(cache=True, nogil=True)
+def _figures(word, h):  # type: ignore[no-untyped-def]
+    """``h`` with the numbers of a word, as the expression \\d+(?:\\.\\d+)* finds them, one after the other."""
+    inside = False
+    for k in range(len(word)):
+        code = word[k]
+        point = code == 46 and inside and k + 1 < len(word) and _digit(word[k + 1])
+        if _digit(code) or point:
+            h = (h ^ np.uint64(code)) * np.uint64(0x100000001B3)
+            inside = True
+        elif inside:
+            h = _scattered(h ^ np.uint64(32))
+            inside = False
+    return _scattered(h ^ np.uint64(32)) if inside else h
 
 
 @numba.njit(cache=True, nogil=True)

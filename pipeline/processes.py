@@ -109,15 +109,12 @@ class _Processes:
                     yield waiting.popleft().result()
             except BrokenProcessPool:
                 raise RunError(KILLED) from None
-            finally:
-                for future in waiting:
-                    future.cancel()
 
     def close(self, *, at_once: bool) -> None:
         if at_once:
             for process in set(multiprocessing.active_children()) - self.others:
                 process.kill()
-        self.pool.shutdown(cancel_futures=True)
+        self.pool.shutdown(cancel_futures=not at_once)  # the thread that sees them die stumbles over cancelled futures
 
 
 class _Tasks:

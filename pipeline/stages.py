@@ -84,7 +84,7 @@ STAGES = {
             stands_for=lambda example: len(example.votes),
         ),
         Stage(
-            "dedup", "filter", dedup.dedup, ("parse",), Example, Example, 2, "examples",
+            "dedup", "filter", dedup.dedup, ("parse",), Example, Example, 3, "examples",
             "exact, near, optionally semantic duplicates (needs the whole corpus)", optional=True, corpus=dedup.CORPUS,
             identities=dedup.identities,
         ),

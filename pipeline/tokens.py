@@ -62,10 +62,12 @@ class Texts:
         return self.data[start : int(self.ends[index])].tobytes().decode()
 
 
-def pack(texts: Sequence[str]) -> Texts:
-    """The normalised forms of ``texts``."""
+def pack(texts: Sequence[str], encoded: Sequence[bytes] | None = None) -> Texts:
+    """The normalised forms of ``texts``. ``encoded`` is what they are in UTF-8, where that is at hand."""
     as_they_are = np.fromiter((text.isascii() for text in texts), np.bool_, len(texts))
-    parts = [text.encode() if text.isascii() else normalise(text).encode() for text in texts]
+    parts = [text.encode() for text in texts] if encoded is None else [*encoded]
+    for index in np.flatnonzero(~as_they_are).tolist():
+        parts[index] = normalise(texts[index]).encode()
     packed = _packed(parts, as_they_are)
     if not (blank := [i for i in _blank(packed.ends) if texts[i] and not texts[i].isspace()]):
         return packed
@@ -90,12 +92,6 @@ def runs(hashes: Hashes, ends: Ends, n: int) -> tuple[Hashes, Ends]:
     """A hash for each run of ``n`` tokens that stand next to each other in a text; none for a text with fewer."""
     found, found_ends = _runs(hashes, ends, n)
     return found, found_ends
-
-
-def numbers(texts: Texts) -> Hashes:
-    """One hash for each text, over its numbers in order: equal where text.numbers gives the same, for numbers in ASCII digits."""
-    found: Hashes = _numbers(texts.data, texts.ends)
-    return found
 
 
 def _packed(parts: list[bytes], as_they_are: Any) -> Texts:
@@ -281,27 +277,3 @@ def _runs(hashes, ends, n):  # type: ignore[no-untyped-def]
         out_ends[i] = at
         start = ends[i]
     return found[:at].copy(), out_ends
-
-
-@numba.njit(cache=True, nogil=True)
-def _numbers(data, ends):  # type: ignore[no-untyped-def]
-    """As the expression \\d+(?:\\.\\d+)* finds them."""
-    found = np.empty(len(ends), np.uint64)
-    start = 0
-    for i in range(len(ends)):
-        end = ends[i]
-        h = np.uint64(0xCBF29CE484222325)
-        k = start
-        while k < end:
-            if not _digit(data[k]):
-                k += 1
-                continue
-            while k < end and (
-                _digit(data[k]) or (data[k] == 46 and k + 1 < end and _digit(data[k + 1]) and _digit(data[k - 1]))
-            ):
-                h = (h ^ np.uint64(data[k])) * np.uint64(0x100000001B3)
-                k += 1
-            h = (h ^ np.uint64(32)) * np.uint64(0x100000001B3)
-        found[i] = _mixed(h)
-        start = end
-    return found

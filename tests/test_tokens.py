@@ -35,13 +35,3 @@ def test_runs_are_equal_exactly_where_the_texts_are(texts: list[str], n: int) ->
         for run, value in zip(expected, found.tolist(), strict=True):
             assert names.setdefault(run, value) == value
         assert len(set(names.values())) == len(names)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.one_of(ASCII, FIGURES), max_size=8))
-def test_numbers_are_compared_in_order(texts: list[str]) -> None:
-    hashes = tokens.numbers(tokens.pack(texts)).tolist()
-    told = [tuple(text.numbers(one)) for one in texts]
-    for i, first in enumerate(told):
-        for j, second in enumerate(told):
-            assert (first == second) == (hashes[i] == hashes[j])
