@@ -99,7 +99,7 @@ STAGES = {
             schema=judge.resolve, check=judge.check, identities=judge.identities,
         ),
         Stage(
-            "quality", "filter", quality.quality, ("judge",), Example, Example, 2, "examples",
+            "quality", "filter", quality.quality, ("judge",), Example, Example, 3, "examples",
             "ordered list of filters", per_row=True, optional=True,
             check=lambda settings: quality.quality((), **settings),
         ),

@@ -101,6 +101,14 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("repetition", {"rationale": "\n".join(["One.", "Two."] * 3)}, {}, "4 of 6 lines repeat an earlier one, more than 30% of 10"),
     ("repetition", {"rationale": "\n".join(["One.", "Two."] * 2)}, {}, None),
     ("repetition", {"rationale": "a b.\n" + "x" * 300 + "\n" + "x" * 300}, {}, "lines said before hold 30.0% of 1000 characters"),
+    ("repetition", {"rationale": "It is a late goal goal goal goal goal"}, {}, "the words 'goal' stand there 5 times in a row"),
+    ("repetition", {"rationale": "It is a late goal goal goal goal"}, {}, None),
+    ("repetition", {"rationale": "It is a late goal goal goal goal"}, {"in_a_row": 4}, "the words 'goal' stand there 4 times in a row"),
+    ("repetition", {"rationale": "A goal. " + "So it is, so he says. " * 5}, {}, "the words 'so it is so he says' stand there 5 times"),
+    ("repetition", {"rationale": "5 + 5 + 5 + 5 + 5 + 5 + 5 = 35"}, {}, None),
+    ("repetition", {"rationale": "5 cents + " * 7 + "5 cents = 40 cents"}, {}, None),
+    ("repetition", {"rationale": "So 5 + 5 = 10. " + "5 + 5 = 10. " * 5}, {}, "stand there 6 times in a row"),
+    ("repetition", {"rationale": "1 " * 20}, {}, "the words '1' stand there 20 times in a row"),
     ("repetition", {"label": None, "rationale": None, "text": LOOP * 8}, {}, "stand there 8 times"),
     ("other_conclusion", {**CHOICES, "rationale": "So the answer is (b)."}, CHOICE, "it concludes 'bank', and the label is 'river'"),
     ("other_conclusion", {**CHOICES, "rationale": "The answer must be Bank because of the money."}, CHOICE, "it concludes 'bank'"),
@@ -109,6 +117,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("other_conclusion", {**CHOICES, "rationale": "The answer is either (a) or (b)."}, CHOICE, None),
     ("other_conclusion", {"rationale": "It has a goal, so the topic is food."}, {"labels": ["sports", "food"]}, "it concludes 'food'"),
     ("other_conclusion", {"rationale": "The answer is clear."}, {}, None),
+    ("other_conclusion", {**CHOICES, "rationale": "Of the above, only a bank holds money."}, CHOICE, "it concludes 'bank', and"),
+    ("other_conclusion", {**CHOICES, "rationale": "Of the above, only a bank or a mill is built."}, CHOICE, None),
+    ("other_conclusion", {**CHOICES, "rationale": "Only the bank and river are near, only banks."}, CHOICE, None),
+    ("other_conclusion", {**CHOICES, "rationale": "Of the above, only the bank of a river is wet."}, CHOICE, None),
+    ("other_conclusion", {**CHOICES, "rationale": "Not only a bank is near."}, CHOICE, None),
+    ("other_conclusion", {**CHOICES, "rationale": "It is wet, and only bankers are not."}, CHOICE, None),
+    ("other_conclusion", {"choices": ["lose it", "losing"], "label": "lose it", "rationale": "So only losing fits."}, CHOICE, None),
     ("other_conclusion", {"label": "84 / 2", "rationale": "The answer is 43."}, EQUATION, "it concludes '43', and the label is '84 / 2'"),
     ("other_conclusion", {"label": "84 / 2", "rationale": "The answer is 42.0."}, EQUATION, None),
     ("other_conclusion", {"label": "x / 2", "rationale": "The answer is 42."}, EQUATION, None),
@@ -121,12 +136,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("last_value", {"label": "3 - 5", "rationale": "5 - 3 = 2 are lost."}, EQUATION, None),
     ("last_value", {"label": "84 / 2", "rationale": "That is 43."}, EQUATION, None),
     ("last_value", {"label": "food", "rationale": "1 + 1 = 3"}, {}, None),
-    ("refusal", {"rationale": "I’m sorry, but I cannot say."}, {}, "the teacher declines: 'i'm sorry, but'"),
+    ("refusal", {"rationale": "I’m sorry, but I cannot say."}, {}, "the teacher declines: 'i am sorry but i'"),
     ("refusal", {"rationale": "As an AI model I have no view."}, {}, "the teacher declines: 'as an ai'"),
     ("refusal", {"rationale": "It was as an aid to the team."}, {}, None),
     ("refusal", {"rationale": "It says 'I am unable to'.", "input": "I am unable to log in"}, {}, None),
     ("refusal", {"rationale": "No comment on that one."}, {"phrases": ["no comment"]}, "the teacher declines: 'no comment'"),
     ("refusal", {"label": None, "rationale": None, "text": "I can't help with this."}, {}, "the teacher declines"),
+    ("refusal", {"rationale": "That is for others.", "input": "Is it?"}, {}, None),
     ("boilerplate", {"rationale": "It is a goal. I hope this helps!"}, {}, "it speaks to whoever asked: 'i hope this helps'"),
     ("boilerplate", {"rationale": "They say: let me know if you come.", "input": "Let me know if you come"}, {}, None),
     ("boilerplate", {"rationale": "It helps, I hope."}, {}, None),
@@ -138,6 +154,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("chat_tokens", {"rationale": "A goal.", "text": "[INST] A goal."}, {}, "it holds the token '[INST]'"),
     ("chat_tokens", {"rationale": "The tag <s> strikes.", "input": "What does <s> do?"}, {}, None),
     ("chat_tokens", {"rationale": "a < b and [c] is"}, {}, None),
+    ("chat_tokens", {"rationale": "A goal. ### Response: It"}, {}, "it holds the token '### Response:'"),
     ("chat_tokens", {"rationale": "A goal ###"}, {"tokens": ["###"]}, "it holds the token '###'"),
     ("broken_text", {"rationale": "A caf\ufffd is"}, {}, "it holds the character U+FFFD at place 6"),
     ("broken_text", {"rationale": "A\x00b"}, {}, "it holds the character U+0000 at place 2"),
@@ -146,6 +163,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("private_data", {"rationale": "Write to jo.doe@uni-bonn.de now."}, {}, "it holds an e-mail address: 'jo.doe@uni-bonn.de'"),
     ("private_data", {"rationale": "Write to jo@example.com now."}, {}, None),
     ("private_data", {"rationale": "Call +44 20 7946 0958 now."}, {}, "it holds a telephone number: '+44 20 7946 0958'"),
+    ("private_data", {"rationale": "Call +44 20 7946 0958 12 times."}, {}, "it holds a telephone number: '+44 20 7946 0958'"),
+    ("private_data", {"rationale": "So 3 +44 20 7946 0958 4 - 1 = 3"}, {}, "it holds a telephone number: '+44 20 7946 0958'"),
+    ("private_data", {"rationale": "So 1 +44 20 30 12 99 = 12"}, {}, None),
     ("private_data", {"rationale": "Call (650) 253-0000 now."}, {}, None),
     ("private_data", {"rationale": "Call (650) 253-0000 now."}, {"region": "US"}, "a telephone number: '(650) 253-0000'"),
     ("private_data", {"rationale": f"Charge {CARD}."}, {}, f"it holds the number of a payment card: '{CARD}'"),
@@ -163,6 +183,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("language", {"rationale": GERMAN}, {"expected": "en"}, "it is in de, not in en: 'Der Text"),
     ("language", {"rationale": GERMAN}, {"expected": "de"}, None),
     ("language", {"rationale": GERMAN, "input": GERMAN}, {}, None),
+    ("language", {"rationale": "这篇文章讲的是一场足球比赛的事。"}, {"expected": "en"}, "it is in zh, not in en"),
+    ("language", {"rationale": "这是体育。"}, {"expected": "en"}, None),
     ("language", {"rationale": "Das ist Sport."}, {"expected": "en"}, None),
     ("language", {"rationale": "12 + 30 = 42, 42 * 2 = 84, 84 - 80 = 4"}, {"expected": "de"}, None),
     ("allow_list", {"rationale": "A goal."}, {"phrases": ["match"]}, "nothing of the allow list stands in the rationale"),
@@ -250,6 +272,30 @@ def test_a_docstring_says_first_what_is_dropped(name: str) -> None:
     assert len(lines) > 20 and lines.rstrip().endswith((".", '".'))
 
 
+DECLINED = """\
+I'm unable to answer that.|I am really not able to help.|Unfortunately, I see no way.|It would not be appropriate for me to say.|
+This goes against my guidelines.|I do not have enough information to tell.|I must respectfully decline.|I'd rather not choose.|
+I’m afraid I can’t determine it.|I won't be able to assist.|We are unable to provide one.|Your request cannot be fulfilled.|
+I lack the context needed.|My apologies, but no.|I'm just an AI.|I've no way of knowing.|Unable to comply."""
+SPOKEN_OF = """\
+We cannot determine the order from the first clue.|I cannot find my keys when they are lost.|It is inappropriate to laugh there.|
+It is against the rules to run.|He is unable to help.|A person who cannot answer asks.|I can't help but laugh.|He refused to comply.|
+The policy of the store is to help.|I do not have any apples left.|We cannot divide by zero.|The mentally ill refuse help."""
+
+
+@pytest.mark.parametrize("text", [text.strip() for text in DECLINED.split("|")])
+def test_declining_is_found_in_its_many_forms_unless_the_input_holds_it(text: str) -> None:
+    assert "the teacher declines: " in str(
+        FILTERS["refusal"](example(rationale=f"Well. {text}" if text[0] != "U" else text))
+    )
+    assert FILTERS["refusal"](example(rationale=text, input=f"He said: {text}")) is None
+
+
+@pytest.mark.parametrize("text", [text.strip() for text in SPOKEN_OF.split("|")])
+def test_what_cannot_be_done_is_no_refusal(text: str) -> None:
+    assert FILTERS["refusal"](example(rationale=text)) is None
+
+
 STEPS_RIGHT = """\
 84 / 2 = 42.|So 22 + 8 = 30 bottle caps|2 + 3 = 5 * 4 = 20|17 + 15 + 2 = 34 kids|$3.50 x 2 = $7|20/3 = 6.67|20 / 3 = 6.66|
 7 / 2 = 3 remainder 1|1,200 + 300 = 1,500|20% of 50 = 10|30/120 = 25%|30/120 * 100 = 25%|100% - 20% = 80%|
@@ -262,14 +308,15 @@ STEPS_UNSURE = """\
 5 \\times 3 + 2 = 17|? + 3 + 2 = 8|5! + 3 = 123|3,5 + 2,5 = 6|10:30 + 2 = 12|1/0 = 3|3 + 5 <= 9|3 thousand + 20 = 3020|5 + 3 ≈ 9|
 $5 + 50 cents = $5.50|1 hour + 30 minutes = 90 minutes|2 feet = 24 inches|5 (3 + 2) = 25|5(3 + 2) = 25|½ + 2 + 3 = 5.5|2² + 1 = 5|
 √16 + 3 = 7|square root of 16 + 3 = 7|5 + 3 = eight|50 - 20% = 40|= 5|3 + = 4|) + 3 = 4|== 3 + 4 = 8 =|= = =|1 + 1 =|5e3 + 1 = 5001|
-0x10 + 1 = 17"""
+0x10 + 1 = 17|one-half of 10 + 3 = 8|5 a-b + 3 = 9|5 half-hours + 1 hour = 7"""
 STEPS_WRONG = """\
 84 / 2 = 43.|So 22 + 8 = 31 bottle caps|2 + 3 = 5 * 4 = 21|17 + 15 + 2 = 35 kids|$3.50 x 2 = $8|20/3 = 6.68|1,200 + 300 = 1,600|
 20% of 50 = 11|30/120 = 26%|100% - 20% = 81%|5 apples + 3 apples = 9 apples|**5 + 3 = 9**|- 3 + 5 = 9|-3 + 5 = 3|
 (5 + 3) * 2 = 11|(5 + 3 = 9)|1/2 + 1/4 = 3/5|5 times 3 = 16|10 divided by 4 = 2.6|3 + 5 = 9!|5 × 3 = 16|5 – 3 = 3|
 5 + 3 = 8 so he has 5 + 2 = 8|1/4 of 20 = 6|12 * (3 + 4) = 84 and 84 - 4 = 81|a = 3 + 4 = 8|12 x 3 = 36 x 2 = 73|[5 + 3] * 2 = 17|
 So he paid $15 * 3 days = $46|3 apples x 4 = 13|5+3=9|Then (4 * 3) + 2 = 15 boxes.|0.1 + 0.2 = 0.4|7 * 36 is 252, and 252 + 1 = 254|
-3 plus 5 + 2 = 7|he has 43 - 62 = 19 fewer|
+3 plus 5 + 2 = 7|So David did 19 + 39 = 68 push-ups.|Dean's height is 14 - 8 = 8 feet|
+6 push-ups + 3 push-ups = 8 push-ups|he has 43 - 62 = 19 fewer|
 2x3 = 5"""
 
 
@@ -363,7 +410,7 @@ SAID = st.lists(st.sampled_from("goal match the a late sinks 7 12 sports. food, 
 
 
 def gopher(text: str, shortest: int) -> bool:
-    """Table A1's ratios, each worked out in full."""
+    """Table A1's ratios and the loops of one to six words, each worked out in full."""
     said = words(text)
     total = max(sum(map(len, said)), shortest, 1)
     for n, share in zip(range(2, 5), (0.2, 0.18, 0.16), strict=True):
@@ -380,7 +427,12 @@ def gopher(text: str, shortest: int) -> bool:
         later = {place for first, run in enumerate(runs) if run in runs[:first] for place in range(first, first + n)}
         if sum(len(said[place]) for place in later) > share * total:
             return True
-    return False
+    return any(
+        said[first : first + length] * 5 == said[first : first + 5 * length]
+        and any(map(str.isalpha, said[first : first + length]))
+        for length in range(1, 7)
+        for first in range(len(said) - 5 * length + 1)
+    )
 
 
 def runs(text: str, n: int) -> list[str]:
@@ -430,7 +482,10 @@ def test_copies_are_told_by_one_example_alone(folder: Path, rationale: str, shar
 
 
 HOSTILE = st.text(
-    alphabet=st.one_of(st.characters(), st.sampled_from("0123456789.,+-*/=()%$@:<|[] \n\u200b\ufffd")), max_size=120
+    alphabet=st.one_of(
+        st.characters(exclude_categories=["Cs"]), st.sampled_from("0123456789.,+-*/=()%$@:<|[] \n\u200b\ufffd")
+    ),
+    max_size=120,
 )
 
 
@@ -496,6 +551,7 @@ SHAPES = [
         "f:",
     ),
     *("1 apple + ", "5% of ", "a a a\n", "ab cd ef "),
+    *("i really ", "i cannot really ", "my big ", "i do not have ", "ab-", "only ", "+44 1 ", "5 + ", "unfortunately "),
 ]
 
 

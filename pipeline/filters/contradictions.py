@@ -43,11 +43,12 @@ _TOKEN = re.compile(
     r"|(?P<close>[)\]])"
     r"|(?P<percent>%)"
     r"|(?P<currency>[$€£¥₹])"
-    r"|(?P<word>[^\W0-9_]\w*)"
+    r"|(?P<word>[^\W\d_]{2,}+(?:[-'’][^\W\d_]+)++(?!\w)|[^\W0-9_]\w*)"  # "push-ups" and "Dean's" are one word, "a-b" is not
     r"|(?P<space>\s+)"
     r"|(?P<other>.)",
     re.DOTALL,
 )
+_JOINED = re.compile("[-'’]")
 _SPOKEN: Final = {"plus": "+", "minus": "-", "times": "*", "multiplied": "*", "divided": "/"}
 _SIGNS = str.maketrans("×∙·÷∕−–xX", "***//--**")
 
@@ -81,17 +82,20 @@ def other_conclusion(
 ) -> str | None:
     """The rationale's last conclusion ("so the answer is X", "the answer must be (b)") is another label than the example's.
 
+    Of a row with choices of its own "only X .." is a conclusion as well, where the sentence names one choice alone.
+
     Where labels or choices are given X must be one of them, letter or text; a number or an equation must have a value. Other
     conclusions, such as "the answer is a place where ..", are none.
     """
     text = example.rationale
     if not text or example.label is None:
         return None
-    found = _conclusions(text.lower())
-    if not found:
-        return None
+    text = text.lower()
+    found = _conclusions(text)
     options = example.choices or labels or ()
     last = next((label for said in found if (label := _concluded(said, options, label_type)) is not None), None)
+    if last is None and example.choices:
+        last = _only(text, example.choices, example.label)
     if last is None or label_forms.same(last, example.label, label_type):
         return None
     if label_type in ("number", "equation") and label_forms.value(example.label, label_type) in (
@@ -139,17 +143,40 @@ def _concluded(said: str, options: Sequence[str], label_type: LabelType) -> str 
     return None
 
 
+def _only(text: str, choices: Sequence[str], label: str) -> str | None:
+    """The choice that the last "only" (not "not only") speaks of, where it names no other one and no word of the label."""
+    place = text.rfind(" only ")
+    if place < 0 or text[max(0, place - 4) : place].strip() == "not":
+        return None
+    said = _END.split(text[place + 6 :], maxsplit=1)[0]
+    if label.lower() in said:
+        return None
+    its = [word[:3] for word in label.lower().split() if len(word) > 2] or [label.lower()]
+    if any(f" {begin}" in f" {said}" for begin in its):  # be it in another form: "losing money" for "lose money"
+        return None
+    begun = _ARTICLE.sub("", said)
+    named = [choice for choice in choices if choice and choice.lower() in said]
+    if len(named) != 1 or not begun.startswith(first := named[0].lower()):
+        return None
+    return None if _PART.match(begun, len(first)) else named[0]
+
+
+_END = re.compile(r"[\n.;!?]")
+_ARTICLE = re.compile(r"^ *(?:an? |the )?(?:\([a-z]\) )?")
+_PART = re.compile(r"\w|[-'’]|,? (?:and|or)\b|,")  # "penguin" does not name "pen", "car and bus" not "car" alone
 _REASON = re.compile(r",|\b(?:because|since|as|which)\b")
 
 
 def wrong_step(example: Example) -> str | None:
     """A written step of arithmetic in the rationale is wrong; each is recomputed exactly, and rounding is tolerated (see the module)."""
     text = example.rationale
-    if not text or "=" not in text or _plainly_right(text):
+    if not text or "=" not in text:
         return None
-    for left, right in _steps(text):
-        if (found := _mistake(left, right)) is not None:
-            return found
+    for piece in _pieces(text):
+        if not _plainly_right(piece):
+            for left, right in _steps_of(piece):
+                if (found := _mistake(left, right)) is not None:
+                    return found
     return None
 
 
@@ -219,18 +246,22 @@ class _Side:
 
 
 _PLAIN = re.compile(
-    r"(?:^|[a-z]{3} |[.,;:] )([0-9]{1,9}) ([-+*/]) ([0-9]{1,9}) = ([0-9]{1,9})(?= [a-z]{2}|[.,;:]? [A-Z]|\.?$)"
+    r"(?:^|[a-z]{3} |[.,;:] |\b(?:[Ss]o|[Hh]e|is|be) )"
+    r"([0-9]{1,9}) ([-+*/]) ([0-9]{1,9})(?: \+ ([0-9]{1,9}))? = (-?[0-9]{1,9})(?= [a-z]{2}|[.,;:]? [A-Z]|\.?$)"
 )
 
 
 def _plainly_right(text: str) -> bool:
-    """Whether all steps are of two whole numbers with words around them, and right: most are, and this is told in no time."""
-    found = _PLAIN.findall(text)
+    """Whether all steps are of two or three whole numbers with words around them, and right: most are, and this is told in no time."""
+    found = _PLAIN.findall(text.replace("$", ""))
     if len(found) != text.count("=") or any(map(text.__contains__, _SPOKEN)):
         return False
-    for first, sign, second, result in found:
+    for first, sign, second, third, result in found:
         left, right, given = int(first), int(second), int(result)
-        if sign == "/":
+        if third:
+            if sign != "+" or left + right + int(third) != given:
+                return False
+        elif sign == "/":
             if not right or abs(left - given * right) >= right:
                 return False
         elif (left + right if sign == "+" else left - right if sign == "-" else left * right) != given:
@@ -240,9 +271,13 @@ def _plainly_right(text: str) -> bool:
 
 def _steps(text: str) -> Iterator[tuple[_Side, _Side]]:
     """The two sides of each "=" between expressions that can be read."""
-    for piece in text.replace("\n", ". ").split(". "):
-        if "=" in piece:
-            yield from _steps_of(piece)
+    for piece in _pieces(text):
+        yield from _steps_of(piece)
+
+
+def _pieces(text: str) -> list[str]:
+    """The sentences and lines with a "=": a step is in one of them."""
+    return [piece for piece in text.replace("\n", ". ").split(". ") if "=" in piece]
 
 
 def _steps_of(piece: str) -> Iterator[tuple[_Side, _Side]]:
@@ -257,6 +292,7 @@ def _steps_of(piece: str) -> Iterator[tuple[_Side, _Side]]:
             spaced = True
             continue
         word = said.lower() if kind == "word" else ""
+        parts = _JOINED.split(word) if word else []
         sign = _sign(kind, word, said, tokens, place, side, before)
         ends = kind in ("equals", "neutral", "other") or (
             side.complete
@@ -264,7 +300,7 @@ def _steps_of(piece: str) -> Iterator[tuple[_Side, _Side]]:
             and (
                 kind in ("number", "open")
                 or (kind == "close" and not side.depth)
-                or (kind == "word" and (word in _NOT_UNITS or word == "a" or side.counted >= MOST_UNITS))
+                or (kind == "word" and (not _NOT_UNITS.isdisjoint(parts) or word == "a" or side.counted >= MOST_UNITS))
             )
         )
         if ends:
@@ -296,11 +332,11 @@ def _steps_of(piece: str) -> Iterator[tuple[_Side, _Side]]:
             side.bad = True
         elif kind == "word" and not ends:
             side.bad |= bool(side.tokens) and not side.complete and word != "by"
-            side.bad |= not word.isalpha() or (len(word) == 1 and word not in "ai")
+            side.bad |= not all(map(str.isalpha, parts)) or (len(word) == 1 and word not in "ai")
             side.bad |= not spaced and before[0] == "number" and word in ("st", "nd", "rd", "th")
             side.counted += side.complete
-            side.words += [word] if side.complete else []
-        recent = (*recent[-1:], word) if word else () if kind in ("other", "equals") else recent
+            side.words += parts if side.complete else []
+        recent = (*recent, *parts)[-2:] if word else () if kind in ("other", "equals") else recent
         before, spaced = (kind, word or said), False
 
 

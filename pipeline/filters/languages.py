@@ -3,10 +3,12 @@
 CLD2 (Sites 2013, https://github.com/CLD2Owners/cld2) is a naive Bayes classifier over runs of four letters, over whole words in
 scripts without spaces, for 83 languages and more. It says itself whether its answer is reliable; where it is not, the example passes.
 
-Limits: texts of fewer than ``letters`` letters pass, and so do languages that CLD2 confuses (Norwegian and Danish, Bosnian and
+Limits: texts of fewer than ``letters`` letters pass (a Chinese, Japanese or Korean one says about as much as three of an alphabet, and
+counts as three), and so do languages that CLD2 confuses (Norwegian and Danish, Bosnian and
 Croatian) more often than others. A rationale that quotes another language at length is a mixture: ``share`` decides.
 """
 
+import re
 from functools import lru_cache
 from typing import Annotated
 
@@ -24,6 +26,9 @@ def _known(code: str) -> str:
         raise ValueError("unknown language; write its code, such as en or zh")
     return code
 
+
+DENSE = 3  # letters of an alphabet that one of these counts as: Kana, Han, Hangul
+_DENSE = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
 
 Language = Annotated[str, AfterValidator(_known)]
 
@@ -55,7 +60,7 @@ def _language(text: str, share: float, letters: int) -> str | None:
     """The code of the language that nearly all of ``text`` is in, or None."""
     import pycld2
 
-    if len(text) < letters or sum(map(str.isalpha, text)) < letters:
+    if DENSE * len(text) < letters or sum(map(str.isalpha, text)) + (DENSE - 1) * len(_DENSE.findall(text)) < letters:
         return None
     readable = "".join(character if character.isprintable() else " " for character in text)
     try:

@@ -19,22 +19,77 @@ Phrase = Annotated[str, Field(min_length=1)]
 
 REFUSALS = (
     "as an ai",
+    "as an artificial intelligence",
     "as a language model",
-    "i am unable to",
-    "i'm unable to",
-    "i am not able to",
-    "i'm not able to",
-    "i cannot answer",
-    "i can't answer",
-    "i cannot assist",
-    "i can't assist",
-    "i cannot help",
-    "i can't help",
-    "i cannot provide",
-    "i can't provide",
-    "i'm sorry, but",
-    "i am sorry, but",
+    "as a large language model",
+    "i must decline",
+    "i have to decline",
+    "no answer can be given",
+    "against my guidelines",
+    "beyond my capabilities",
 )
+
+# How teachers decline in the first person, in normalised words: "i (really) cannot | am unable to | .. (just) answer | help | ..".
+_ADVERB = r"(?:(?:\w{2,14}ly|also|just|still|therefore|thus|hence|however|afraid|sorry|but|in good conscience) ){0,2}"
+_CORE = r"(?:answer|respond|reply|help(?! but| \w+ing)|assist|provide|comply|fulfil|fulfill|accommodate)"
+_WIDE = (
+    rf"(?:{_CORE}|(?:be )?(?:answering|responding|helping|providing)|determine|decide|judge|choose|pick|select|verify|confirm|conclude"
+    r"|solve|complete|process|perform|generate|produce|create|offer|give (?:you|an?|the|any|advice)|share|discuss|engage|comment"
+    r"|recommend|advise|support|continue|proceed|do (?:that|this|so)|find (?:an|the|any|enough)|say (?:for|with|which|what|whether)"
+    r"|tell (?:you|which|what|whether|from)|work (?:this|that|it) out|make (?:an?|any|this|that|such)|reach an?|come up with"
+    r"|carry (?:this|that|out)|speculate|identify|infer|access|figure)"
+)
+_UNABLE = (
+    r"(?:cannot|can not|could not|couldnt|(?:wont|will not)(?: be able to)?|should not"
+    rf"|(?:am|was) {_ADVERB}(?:unable|unwilling|forbidden|prohibited|not (?:able|allowed|permitted|authori[sz]ed|qualified|equipped"
+    r"|designed|willing|supposed|going|in a position)) (?:to|from)|(?:find|found) myself unable to)"
+)
+_KNOWLEDGE = (
+    r"(?:\w{2,14} ){0,2}"
+    r"(?:information|context|details?|data|knowledge|evidence|ability|capability|expertise|means|basis|access|way)"
+)
+_DECLINES: Final = {  # what it holds, looked for first -> the form
+    " i ": re.compile(
+        r" (?:unfortunately|regrettably|sadly) i(?= )|not something i (?:am|can|could|will|would)(?= )"
+        rf"| i {_ADVERB}(?:{_UNABLE} {_ADVERB}{_WIDE}"
+        rf"|(?:(?:must|have to|will have to|need to|will|would|am going to|am going to have to|am obliged to|am forced to) )?{_ADVERB}"
+        r"(?:decline|refuse|abstain|refrain from)"
+        r"|(?:would|will) (?:rather|prefer) not|(?:would )?(?:prefer|choose) not to|would not be able to"
+        rf"|do not (?:currently )?(?:have|possess) (?:{_KNOWLEDGE}|an answer|any answer|the answer|personal)"
+        rf"|(?:lack|have no) {_KNOWLEDGE}|(?:do not|would not|am not) (?:feel )?comfortable|(?:will|am going to) have to pass"
+        rf"|would (?:need|require) (?:more|additional|further) {_KNOWLEDGE}|do not (?:think|believe) (?:that )?i (?:can|should)"
+        r"|do not know (?:the|how to|what the|which) (?:correct |right )?(?:answer|choice|option)"
+        r"|(?:am|was|have been) (?:instructed|told|trained|programmed|asked) not to"
+        r"|apologi[sz]e|regret (?:that|to)|am (?:just|only|merely) an? (?:ai|language)"
+        r"|am (?:afraid|sorry) (?:but |that |this )?(?:i|we|no|the|your|this|that|cannot))(?= )"
+    ),
+    " we ": re.compile(
+        rf" we {_ADVERB}(?:cannot|can not|(?:wont|will not)(?: be able to)?|are unable to|are not able to) {_ADVERB}{_CORE}(?= )"
+    ),
+    " me ": re.compile(
+        r" (?:not (?:be )?(?:appropriate|possible|right|proper|ethical|responsible|permissible|allowed)|inappropriate|impossible"
+        rf"|unethical|irresponsible|improper) (?:for|of) me to(?= )| for me to {_WIDE}(?= )"
+    ),
+    " my ": re.compile(
+        r" my (?:\w{2,14} ){0,2}(?:guidelines|policy|policies|programming|capabilities|safeguards)(?= )"
+    ),
+    " our ": re.compile(
+        r" (?:against|violates?|by|under|with) our (?:\w{2,14} ){0,2}(?:guidelines|policy|policies)(?= )"
+    ),
+    " polic": re.compile(r" (?:content|usage|use|safety) polic(?:y|ies)(?= )"),
+    "sorry": re.compile(r" sorry (?:but|i|we|about that|for the inconvenience)(?= )"),
+    "apologies": re.compile(r" apologies (?:but|i|for (?:the|any|not))(?= )"),
+    "appropriate": re.compile(
+        rf" (?:not (?:be )?appropriate|inappropriate) to (?:{_CORE}|discuss|comment|speculate|engage|generate|choose an?|share)(?= )"
+    ),
+    "unfortunately": re.compile(r" unfortunately (?:i|we|this (?:request|question)|the question|your)(?= )"),
+    "unable to": re.compile(rf"^ (?:sorry )?unable to {_WIDE}(?= )"),
+    " cannot be ": re.compile(
+        r" (?:request|question|query|prompt|task|problem) (?:\w{2,14}ly )?cannot be "
+        r"(?:answered|fulfilled|completed|processed|handled|solved|resolved|satisfied)(?= )"
+    ),
+}
+"""Of "we" less is asked than of "I": a rationale may well reason "we cannot determine the order from this"."""
 
 BOILERPLATE = (
     "i hope this helps",
@@ -61,13 +116,51 @@ TOKENS: Final = (
     *("<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|eom_id|>", "<|return|>", "<|channel|>", "<|message|>"),
     *("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "</s>", "<s>", "<pad>", "<unk>", "<bos>", "<eos>"),
     *("<start_of_turn>", "<end_of_turn>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<think>", "</think>"),
+    *("### Instruction:", "### Input:", "### Response:"),
 )  # fmt: skip
 
 
 def refusal(example: Example, *, phrases: Sequence[Phrase] = REFUSALS) -> str | None:
-    """The rationale (in a free response: the text) holds a phrase by which teachers decline, and the input does not."""
-    found = _phrase(example, tuple(phrases))
+    """The rationale (in a free response: the text) holds words by which teachers decline, and the input does not.
+
+    Besides ``phrases`` these are the usual ways to say in the first person that one cannot, may not or will not answer ("I'm afraid I am
+    not able to determine ..", "it is not appropriate for me to ..", "unfortunately, I .."). That something cannot be known, said without
+    an "I", is no refusal: it is what a neutral label stands for.
+    """
+    found = _phrase(example, tuple(phrases)) or _declined(example)
     return found and f"the teacher declines: {quoted(found)}"
+
+
+def _declined(example: Example) -> str | None:
+    """The first words in which a form of ``_DECLINES`` is found, and the input does not hold."""
+    plain = f" {normalise(written(example))} "
+    if not any(map(plain.__contains__, _SIGNS_OF_IT)):
+        return None
+    text = _in_full(written(example))
+    for part, form in _DECLINES.items():
+        if part in text:
+            for match in form.finditer(text):
+                if f"{match[0]} " not in _in_full(example.input):
+                    return match[0].strip()
+    return None
+
+
+def _in_full(text: str) -> str:
+    """The normalised text between spaces, with "I'm" and its like in full."""
+    text = f" {normalise(text)} "
+    for short, full in _SHORT.items():
+        text = text.replace(short, full)
+    return text
+
+
+_SHORT: Final = {
+    " im ": " i am ",
+    " ive ": " i have ",
+    " id rather ": " i would rather ",
+    " dont ": " do not ",
+    " cant ": " cannot ",
+}
+_SIGNS_OF_IT: Final = (*_DECLINES, " im ", " ive ", " id rather ", " cant be ")
 
 
 def boilerplate(example: Example, *, phrases: Sequence[Phrase] = BOILERPLATE) -> str | None:
@@ -91,7 +184,7 @@ def run_on(example: Example, *, marks: Sequence[Phrase] = NEXT) -> str | None:
 def chat_tokens(example: Example, *, tokens: Sequence[Phrase] = TOKENS) -> str | None:
     """The rationale or the text holds a token by which chat formats part turns, such as <|im_end|> or [INST], and the input does not.
 
-    The list is that of the chat templates of ChatML, Llama 2 and 3, Gemma, Mistral, DeepSeek and Harmony.
+    The list is that of the chat templates of ChatML, Llama 2 and 3, Gemma, Mistral, DeepSeek, Harmony and Alpaca.
     """
     for text in (example.rationale or "", example.text):
         for first, those in _by_first_character(tuple(tokens)):

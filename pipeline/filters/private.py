@@ -12,6 +12,7 @@ names a country. The forms of keys are those that their issuers document; passwo
 import ipaddress
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
@@ -35,8 +36,11 @@ _EMAIL = re.compile(
     r"(?<![\w.+%-])[\w.+%-]{1,64}+@(?P<domain>(?:[^\W_](?:[\w-]{0,61}+)\.){1,5}+[^\W\d_]{2,24})(?![\w-])"
 )
 _RESERVED = re.compile(r"(?:^|\.)(?:example\.(?:com|net|org)|example|test|invalid|localhost)$", re.IGNORECASE)
+# A number may stand behind a telephone number: groups of digits are taken off the end until a valid number is left.
 _PHONE = re.compile(r"\+(?<![\w+]\+)[1-9][0-9 ().\-/]{6,22}[0-9](?!\w)")
 _LOCAL_PHONE = re.compile(r"(?<![\w+.,])[(+]?[0-9][0-9 ().\-/]{5,22}[0-9](?!\w)")
+_LAST_GROUP = re.compile(r"(?:[^0-9]{1,22}|^)[0-9]{1,24}$")
+FEWEST_DIGITS: Final = 7  # of a telephone number
 _CARD = re.compile(
     r"(?<![\w.,-])(?:[2-6][0-9]{12,18}|[2-6][0-9]{3}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{1,7}|3[47][0-9]{2}([ -])[0-9]{6}\2[0-9]{5})(?![\w-])"
 )
@@ -55,6 +59,8 @@ _KEYS: Final = {  # what the key contains, looked for first -> its form, as its 
     "hf_": re.compile(r"(?<!\w)hf_[A-Za-z]{34}(?!\w)"),  # Hugging Face
     "PRIVATE KEY": re.compile(r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY(?: BLOCK)?-----"),  # PEM, PGP
 }
+
+_IN_KEYS: Final = ("_", "-", "AKIA", "AIza", "PRIVATE KEY")  # one of these stands in each of them
 
 
 def private_data(
@@ -93,12 +99,16 @@ def _phones(text: str, region: str | None) -> Iterator[str]:
     for match in pattern.finditer(text):
         import phonenumbers
 
-        try:
-            number = phonenumbers.parse(match[0], region)
-        except phonenumbers.NumberParseException:
-            continue
-        if phonenumbers.is_valid_number(number):
-            yield match[0]
+        said = match[0]
+        while sum(map(str.isdigit, said)) >= FEWEST_DIGITS:
+            try:
+                number = phonenumbers.parse(said, region)
+            except phonenumbers.NumberParseException:
+                break
+            if phonenumbers.is_valid_number(number):
+                yield said
+                break
+            said = _LAST_GROUP.sub("", said)
 
 
 def _cards(text: str, region: str | None) -> Iterator[str]:
@@ -118,7 +128,7 @@ def _ibans(text: str, region: str | None) -> Iterator[str]:
 
 
 def _ips(text: str, region: str | None) -> Iterator[str]:
-    found = list(_IP4.finditer(text)) if _DOTTED.search(text) else []
+    found = list(_IP4.finditer(text)) if text.count(".") > 2 and _DOTTED.search(text) else []
     found += _IP6.finditer(text) if text.count(":") > 1 else []
     for match in found:
         try:
@@ -130,7 +140,7 @@ def _ips(text: str, region: str | None) -> Iterator[str]:
 
 
 def _keys(text: str, region: str | None) -> Iterator[str]:
-    for part, pattern in _KEYS.items():
+    for part, pattern in _KEYS.items() if any(map(text.__contains__, _IN_KEYS)) else ():
         if part in text and (match := pattern.search(text)):
             yield match[0]
 
@@ -139,6 +149,7 @@ _DOTTED = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
 _FOUR_DIGITS = re.compile("[0-9]{4}")
 
 
+@lru_cache(maxsize=1)  # asked by two kinds
 def _many_digits(text: str) -> bool:
     return _FOUR_DIGITS.search(text) is not None
 

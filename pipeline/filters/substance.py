@@ -5,8 +5,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from operator import eq
 from pathlib import Path
 from typing import Annotated
+
+from pydantic import Field
 
 from pipeline import prompts
 from pipeline.binding import From
@@ -23,6 +26,9 @@ EMPTY_WORDS = frozenset(
 )
 _BETWEEN_EXAMPLES = re.compile(r"\{[%{#].*?[%}#]\}|\n\s*\n", re.DOTALL)
 LONG = 5_000  # characters: in longer inputs, looking for each word by itself takes too long
+LONGEST_LOOP = 6  # words
+SUMMED = 20  # times that a loop of numbers and signs has to go on
+_SUM = frozenset("+-*/")
 RUN = 5  # words: shorter runs of words are common to many sentences
 
 
@@ -48,15 +54,15 @@ def repeats_input(example: Example, *, maximum: Share = 0.9) -> str | None:
     others = runs - maximum * runs  # how many runs of its own let the rationale pass
     if example.input.isascii() and len(example.input) < LONG:
         # Words that are not in it tell at a glance: each stands at the beginning of a run of its own, but for the last two.
-        letters = example.input.lower().replace("'", "").replace("`", "")
+        letters = example.input.lower().replace("'", "").replace("`", "").replace(",", "")
         missing = -2
         for word in own:
-            if word not in letters and word.isalpha():
+            if word not in letters:
                 missing += 1
                 if missing >= others:
                     return None
     given = set(_threes(said(example.input)))
-    copied = sum(run in given for run in _threes(own))
+    copied = sum(map(given.__contains__, _threes(own)))
     if copied <= maximum * runs:
         return None
     return f"{copied} of the rationale's {runs} runs of three words are copied from the input, more than {maximum:.0%}"
@@ -125,6 +131,7 @@ def repetition(
     duplicate: Sequence[Share] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10),
     lines: Share = 0.30,
     line_characters: Share = 0.20,
+    in_a_row: Annotated[int, Field(ge=2)] = 5,
 ) -> str | None:
     """The rationale (in a free response: the text) repeats itself, by the ratios of Gopher (Rae et al. 2021, table A1).
 
@@ -134,16 +141,45 @@ def repetition(
 
     The thresholds were made for web pages; in a rationale of 30 words a sentence that is taken up again passes them all. So shares are of
     at least ``shortest`` characters (and ten lines): 0.15 of a shorter text means 150 characters.
+
+    A loop is one in a text of any length: one to six words said ``in_a_row`` times, one time directly after the other. A loop of numbers
+    alone, or with a sign of arithmetic in it ("5 + 5 + 5 + .."), may be a sum, and has to go on for at least 20 times.
     """
     text = written(example)
     own = said(text)
+    distinct = set(own)
     # Whatever repeats is made of words said before; what these hold bounds all ratios, and is little in most texts.
-    later = len("".join(own)) - len("".join(set(own)))
-    if later > min(duplicate, default=1.0) * shortest or 2 * later > min(top, default=1.0) * shortest:
+    characters = len("".join(own))
+    later, enough = characters - len("".join(distinct)), min(top, default=1.0) * shortest
+    if later > min(duplicate, default=1.0) * shortest or (characters > enough and 2 * later > enough):
         why = _runs(own, shortest, top, duplicate)
         if why is not None:
             return why
+    if len(own) - len(distinct) >= in_a_row - 1 and (why := _loop(own, in_a_row)):
+        return why
     return _lines(text, shortest, lines, line_characters) if "\n" in text else None
+
+
+def _loop(own: Sequence[str], in_a_row: int) -> str | None:
+    """The first of the shortest loops."""
+    counts = Counter(own)
+    if max(counts.values()) < in_a_row:
+        return None
+    often = {word for word, count in counts.items() if count >= in_a_row}
+    if bytes(map(often.__contains__, own)).find(b"\1" * in_a_row) < 0:
+        return None  # a loop is made of such words alone
+    for length in range(1, LONGEST_LOOP + 1):
+        # A byte for each word: whether it is the same as the one ``length`` words before it.
+        same = bytes(map(eq, own, own[length:]))
+        start = same.find(b"\1" * (length * (in_a_row - 1)))
+        while start >= 0:
+            end = same.find(b"\0", start)
+            times = ((len(same) if end < 0 else end) - start) // length + 1
+            turn = own[start : start + length]
+            if times >= SUMMED or "=" in turn or (_SUM.isdisjoint(turn) and any(map(str.isalpha, turn))):
+                return f"the words {quoted(' '.join(turn))} stand there {times} times in a row"
+            start = -1 if end < 0 else same.find(b"\1" * (length * (in_a_row - 1)), end)
+    return None
 
 
 def _runs(own: Sequence[str], shortest: int, top: Sequence[float], duplicate: Sequence[float]) -> str | None:
