@@ -8,12 +8,15 @@
 The reason is the filter's name. Order matters only for which reason is counted where several hold. Filters that need several samples, a
 judge, true labels or a choice of yours are no part of the default list; drops by what stands elsewhere in the example hold that as well:
 the votes, the judgement, the true label.
+
+Where an earlier result over the same rows lies on disk, a row is not judged again by filters whose settings are the same (``known``): a row
+that was kept passed all of them, one that was dropped passed those before the one that objected. The result is the same.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 from pydantic import BaseModel, JsonValue
@@ -35,8 +38,32 @@ _BLANK: Final = Example(
 )
 
 
+class Known(NamedTuple):
+    """What an earlier result tells: why it dropped rows, by id, and for each reason (None: kept) which filters have to look again."""
+
+    reasons: Mapping[str, str]
+    again: Mapping[str | None, Sequence[int]]
+
+
+def known(before: Mapping[str, Any], now: Mapping[str, Any], drops: Iterable[Drop]) -> Known | None:
+    """``before`` and ``now`` are the stage's settings as manifests hold them. None where a filter is named twice: whose drop is it."""
+    earlier, later = ([next(iter(call)) for call in settings["filters"]] for settings in (before, now))
+    if len({*earlier}) < len(earlier) or len({*later}) < len(later):
+        return None
+    same = {next(iter(call)) for call in now["filters"] if call in before["filters"]}
+
+    def still_to_ask(passed: Iterable[str]) -> list[int]:
+        told = same & {*passed}
+        return [place for place, name in enumerate(later) if name not in told]
+
+    again: dict[str | None, Sequence[int]] = {None: still_to_ask(earlier)}
+    again |= {reason: still_to_ask(earlier[:place]) for place, reason in enumerate(earlier)}
+    return Known({drop.id: drop.reason for drop in drops}, again)
+
+
 def quality(
     rows: Iterable[Example],
+    known: Known | None = None,
     *,
     filters: Annotated[Sequence[Call], Calls(FILTERS)] = DEFAULT,
     judged: Annotated[bool, From("stages.judge.on")] = True,
@@ -45,7 +72,8 @@ def quality(
 ) -> Iterator[Drop | None]:
     """One verdict a row, from that row alone.
 
-    ``filters``: names of filters, with their settings; where nothing is said, all but those in ``ASKED_FOR``. Raises InputError, before
+    ``filters``: names of filters, with their settings; where nothing is said, all but those in ``ASKED_FOR``. ``known``: what an
+    earlier result over these rows tells. Raises InputError, before
     the first row, for a filter whose evidence the other stages do not give, or whose file cannot be used.
     """
     given = {"min_judge_score": judged, "matches_gold": gold is not None, "mean_logprob": logprobs}
@@ -59,16 +87,17 @@ def quality(
             FILTERS[call.name](_BLANK, **call.settings)  # reads its files
         except InputError as error:
             raise InputError(f"stages.quality.filters[{place}].{call.name}: {error}") from None
-    return _verdicts(rows, filters)
+    return _verdicts(rows, filters, known or Known({}, {None: range(len(filters))}))
 
 
-def _verdicts(rows: Iterable[Example], filters: Sequence[Call]) -> Iterator[Drop | None]:
+def _verdicts(rows: Iterable[Example], filters: Sequence[Call], known: Known) -> Iterator[Drop | None]:
     checks = [
         (partial(FILTERS[call.name], **call.settings) if call.settings else FILTERS[call.name], call)
         for call in filters
     ]
+    again = {reason: [checks[place] for place in places] for reason, places in known.again.items()}
     for example in rows:
-        for check, call in checks:
+        for check, call in again[known.reasons.get(example.id)]:
             if check(example) is not None:
                 yield judge(example, call)
                 break

@@ -128,6 +128,7 @@ def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew) -> Path:
     """Run one stage into its folder and write the manifest."""
     folder = config.run / stage.name / asked.key
     finished = folder / outputs.MANIFEST
+    known = None if finished.exists() else _known(config, stage, asked)
     if finished.exists() or (stage.kind != "job" and folder.exists()):
         finished.unlink(missing_ok=True)
         shutil.rmtree(folder)
@@ -147,7 +148,7 @@ def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew) -> Path:
         _read_sources(config, stage, tally, writers)
     else:
         (source,) = inputs.values()
-        _work_through(stage, source, settings, _truth(config), crew, tally, writers)
+        _work_through(stage, source, settings, known, _truth(config), crew, tally, writers)
     if tally.rows_in != tally.kept + sum(tally.reasons.values()):
         dropped = sum(tally.reasons.values())
         raise RunError(
@@ -242,10 +243,27 @@ def _read_sources(config: Config, stage: Stage, tally: _Tally, writers: _Writers
             _take(row, stage, tally, writers)
 
 
+def _known(config: Config, stage: Stage, asked: Ask) -> Any:
+    """What the result in force saves, where it was made from the same rows by the same code and its drops are as they were written."""
+    last = outputs.current(config.run, stage.name)
+    if stage.again is None or last is None:
+        return None
+    manifest = outputs.read_manifest(last)
+    if (manifest.version, manifest.parents, manifest.identities) != (stage.version, asked.parents, asked.identities):
+        return None
+    drops = last / f"{outputs.DROPPED}.jsonl"
+    if not drops.is_file() or sha256(drops) not in {
+        file.sha256 for file in manifest.outputs if file.path == drops.name
+    }:
+        return None
+    return stage.again(manifest.settings, asked.settings, outputs.read_drops(last))
+
+
 def _work_through(
     stage: Stage,
     source: Path,
     settings: dict[str, Any],
+    known: Any,
     truth: shift.Truth,
     crew: Crew,
     tally: _Tally,
@@ -257,7 +275,7 @@ def _work_through(
     total = outputs.read_manifest(source).counts.rows_out
     with bar(stage.name, total if stage.corpus is None else 2 * total) as advance:
         if stage.corpus is None:
-            shared = (stage.name, settings, truth)
+            shared = (stage.name, settings, known, truth)
             found = crew.in_order(_apart, ((block,) for block in blocks), weight=weight, shared=shared)
         else:
             found = _together(stage, blocks, weight, settings, truth, crew, tally, advance)
@@ -280,15 +298,16 @@ def _work_through(
         raise RunError(f"{source}: {problem}; they were changed after they were written: run `stepdistill audit`")
 
 
-def _apart(shared: tuple[str, dict[str, Any], shift.Truth], block: Block) -> Written:
+def _apart(shared: tuple[str, dict[str, Any], Any, shift.Truth], block: Block) -> Written:
     """What becomes of the rows of one block, where that depends on no others."""
-    name, settings, truth = shared
+    name, settings, known, truth = shared
     stage = STAGES[name]
     assert stage.takes is not None
     data = block.read()
     rows: list[Any] = block.rows(stage.takes, data)
     if stage.kind == "filter":
-        return judged(data, stage.function(rows, **settings), name, truth)
+        verdicts = stage.function(rows, **settings) if known is None else stage.function(rows, known, **settings)
+        return judged(data, verdicts, name, truth)
     if stage.gives is not Example:
         return mapped(stage.function(rows, **settings), len(rows), stage.prefix, stage.stands_for)
     made = list(stage.function(rows, **settings))

@@ -4,7 +4,7 @@ Adding a stage is one file, one row here, one entry in ``stages.yaml`` and one t
 same input raises its version, so that results of the old code are never taken for the new one's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from pipeline import (
     train,
 )
 from pipeline.blocks import Corpus
-from pipeline.records import Example, Prediction, Prompt, Response, Row, Trained, TrainingRow
+from pipeline.records import Drop, Example, Prediction, Prompt, Response, Row, Trained, TrainingRow
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Stage:
     ``kind``: a ``map`` turns rows into rows, a ``filter`` gives one verdict a row, a ``job`` owns a folder beside its rows.
     ``unit`` is what the conservation law counts. ``per_row``: what becomes of a row depends on that row alone, or on those next to it
     that are equal in the field ``together``, so that blocks of rows can be worked on apart. ``corpus``: a filter's parts, where its
-    verdicts need the whole corpus.
+    verdicts need the whole corpus. ``again``: what an earlier result over the same rows with other settings saves, from both settings and
+    its drops; the function takes it after the rows.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Stage:
     per_row: bool = False
     together: str | None = None
     corpus: Corpus | None = None
+    again: Callable[[Mapping[str, Any], Mapping[str, Any], Iterable[Drop]], Any] | None = None
     optional: bool = False  # may be switched off in stages.yaml with 'name: false'
     on: bool = True  # runs even where stages.yaml does not name it
     adds: tuple[
@@ -101,7 +103,7 @@ STAGES = {
         Stage(
             "quality", "filter", quality.quality, ("judge",), Example, Example, 3, "examples",
             "ordered list of filters", per_row=True, optional=True,
-            check=lambda settings: quality.quality((), **settings),
+            check=lambda settings: quality.quality((), **settings), again=quality.known,
         ),
         Stage(
             "balance", "filter", balance.balance, ("quality",), Example, Example, 1, "examples",

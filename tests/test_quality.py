@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import filters, outputs
 from pipeline.binding import Call, Problem, bind
 from pipeline.config import load, verify
 from pipeline.files import InputError
 from pipeline.filters import ASKED_FOR, FILTERS
-from pipeline.quality import judge, quality
+from pipeline.quality import judge, known, quality
 from pipeline.records import Drop
 from pipeline.runner import run
 from tests.conftest import SETTINGS
@@ -194,3 +196,81 @@ def test_the_content_of_a_list_is_part_of_the_key_and_evidence_names_the_file_al
     drops = [drop for drop in outputs.read_drops(second.folder) if drop.reason == "block_list"]
     assert drops[0].evidence["settings"]["file"] == "blocked.txt"
     assert drops[0].evidence["why"] == "the rationale holds 'of goal', which is on the block list"
+
+
+_SOME = st.lists(
+    st.sampled_from(
+        [
+            {"min_words": {"minimum": 2}},
+            {"min_words": {"minimum": 6}},
+            {"max_words": {"maximum": 3}},
+            {"max_words": {"maximum": 8}},
+            {"finish_reason": {"allowed": ["stop"]}},
+            {"finish_reason": {"allowed": ["length"]}},
+            {"repeats_label": {}},
+            {"label_in_set": {"labels": ["sports", "food"]}},
+            {"label_in_set": {"labels": ["sports"]}},
+            {"refusal": {"phrases": ["a b"]}},
+        ]
+    ),
+    max_size=5,
+    unique_by=lambda call: next(iter(call)),
+)
+_ROWS = st.lists(
+    st.builds(
+        lambda text, label, end: {"rationale": text, "label": label, "finish_reason": end},
+        st.lists(st.sampled_from(["a", "b", "sports", "goal"]), max_size=9).map(" ".join),
+        st.sampled_from(["sports", "food", "golf"]),
+        st.sampled_from(["stop", "length"]),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_SOME, _SOME, _ROWS)
+def test_what_an_earlier_result_tells_changes_no_verdict(
+    before: list[dict[str, Any]], now: list[dict[str, Any]], fields: list[dict[str, Any]]
+) -> None:
+    rows = [example(f"r{number}", **one) for number, one in enumerate(fields)]
+    earlier, later = ([Call(*next(iter(one.items()))) for one in calls] for calls in (before, now))
+    drops = [drop for drop in quality(rows, filters=earlier) if drop is not None]
+    told = known({"filters": before}, {"filters": now}, drops)
+    assert list(quality(rows, told, filters=later)) == list(quality(rows, filters=later))
+
+
+def test_filters_that_did_not_change_are_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [example("a"), example("b", rationale="No."), example("c", finish_reason="length")]
+    before = [{"finish_reason": {"allowed": ["stop"]}}, {"min_words": {"minimum": 4}}]
+    now = [before[0], {"min_words": {"minimum": 1}}]
+    drops = [drop for drop in quality(rows, filters=[Call(*next(iter(one.items()))) for one in before]) if drop]
+    told = known({"filters": before}, {"filters": now}, drops)
+    asked = []
+    whole = FILTERS["finish_reason"]
+    monkeypatch.setitem(FILTERS, "finish_reason", lambda row, **knobs: asked.append(row.id) or whole(row, **knobs))
+    (verdict,) = [drop for drop in quality(rows, told, filters=[Call(*next(iter(one.items()))) for one in now]) if drop]
+    assert verdict.id == "c" and [name for name in asked if name] == ["c", "c"]  # the verdict, and the evidence
+
+
+def test_a_filter_named_twice_tells_nothing() -> None:
+    twice = {"filters": [{"min_words": {"minimum": 2}}, {"min_words": {"minimum": 4}}]}
+    assert known(twice, twice, []) is None
+
+
+def test_a_changed_threshold_gives_the_bytes_of_a_first_run(project: Path) -> None:
+    def tree(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith("run")}
+
+    changed = ["quality.filters=[label_in_set, {min_words: 9}, {max_words: 12}]"]
+    run(project, until="decontaminate")
+    fresh = run(project, ["quality"], overrides=changed)[0].folder
+    expected = tree(fresh)
+    run(project, ["quality"], overrides=["quality.filters=[label_in_set, {min_words: 9}, repeats_label]"])
+    assert tree(run(project, ["quality"], overrides=changed, force=True)[0].folder) == expected
+    earlier = run(project, ["quality"], overrides=["quality.filters=[{max_words: 10}, label_in_set, {min_words: 9}]"])[
+        0
+    ]
+    for path in fresh.iterdir():
+        path.unlink()
+    assert tree(run(project, ["quality"], overrides=changed)[0].folder) == expected
+    assert earlier.manifest.counts.dropped
