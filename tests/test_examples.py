@@ -18,7 +18,13 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("name", "rows", "parsed", "right", "dropped"),
     [
-        ("svamp", 800, 787, 594, {"parse": {"unparsed": 13}, "quality": {"label_has_value": 20, "repeats_input": 1}}),
+        (
+            "svamp",
+            800,
+            787,
+            594,
+            {"parse": {"unparsed": 13}, "quality": {"label_has_value": 20, "repeats_input": 1, "wrong_step": 24}},
+        ),
         ("cqa", 9741, 9738, 7334, {"parse": {"unparsed": 3}, "quality": {"label_in_set": 313}}),
     ],
 )
