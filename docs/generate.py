@@ -12,7 +12,9 @@ from typing import Annotated, Literal, get_args, get_origin
 from pydantic import BaseModel
 
 from pipeline.binding import Call, From, parameters
+from pipeline.config import Task, TopLevel
 from pipeline.filters import FILTERS
+from pipeline.sources import EvalSet
 from pipeline.stages import NOT_IN_KEY, STAGES
 from pipeline.teachers import Replay, Server, Vllm
 
@@ -43,6 +45,8 @@ def settings() -> str:
         "Made from the code by `docs/generate.py`. A stage's keyword-only parameters are its settings in `stages.yaml`; "
         "`stepdistill run --set stage.knob=value` sets one for one call.",
     ]
+    for name, model in {"The top of stages.yaml": TopLevel, "task": Task, "eval_sets: each": EvalSet}.items():
+        parts += [f"## {name}", model_table(model)]
     for stage in STAGES.values():
         parts += [f"## {stage.name}", f"{stage.what[0].upper()}{stage.what[1:]}.", table(stage.settings)]
         optional = f"It can be switched off: `{stage.name}: false`." if stage.on else "It runs only where it is named."

@@ -36,15 +36,17 @@ class Task(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, description="for titles")
     inputs: str = Field(description="a .jsonl, .csv or .parquet file, a folder of them, or hub:<data set>")
     prompt: InputPath | None = Field(
         None, description="the teacher's prompt template; not needed for recorded completions"
     )
     input: str = Field(min_length=1, description="template of what the student sees after its prefix")
-    labels: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)] | None = None
+    labels: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)] | None = Field(
+        None, description="the closed set of labels; left out for free answers"
+    )
     gold: str | None = Field(
-        None, description="column with the true label; it serves the evaluation, and stages.sample.rationalise"
+        None, description="column with the true label; a teacher is shown it by stages.sample.rationalise alone"
     )
     choices: str | None = Field(None, description="column with the row's own closed answers")
     id: str | None = Field(None, description="column with a unique id")
@@ -53,20 +55,26 @@ class Task(BaseModel):
         description="columns that tell groups of rows apart: figures are given for each, and groups can be capped",
     )
     targets: Annotated[list[Target], Field(min_length=1), AfterValidator(_distinct)] = Field(
-        default=["label", "rationale"]
+        default=["label", "rationale"], description="the student's tasks: label and rationale, or response alone"
     )
 
 
-class _TopLevel(BaseModel):
+class TopLevel(BaseModel):
+    """What stands at the top of stages.yaml."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: str = Field(min_length=1)
-    engine: Engine = "local"
-    processes: Annotated[int, Field(ge=1)] | None = None
-    ray: Cluster | None = None
-    task: Task
-    eval_sets: dict[str, EvalSet] = Field(default={})
-    stages: dict[str, Any] = Field(default={})
+    run: str = Field(min_length=1, description="the folder of all results")
+    engine: Engine = Field(default="local", description="where rows are worked on, the teacher's requests apart")
+    processes: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="that work on rows, at most; left out, one for each core"
+    )
+    ray: Cluster | None = Field(default=None, description="which cluster `engine: ray` joins; left out, this machine")
+    task: Task = Field(description="what is distilled")
+    eval_sets: dict[str, EvalSet] = Field(
+        default={}, description="rows that no training row may overlap and that models are measured on, by name"
+    )
+    stages: dict[str, Any] = Field(default={}, description="the settings of each stage, by its name")
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Config:
     folder = path.parent
     source = str(path)
     try:
-        top = check(_TopLevel, raw, folder=folder, where=())
+        top = check(TopLevel, raw, folder=folder, where=())
         if top.ray is not None and top.engine != "ray":
             raise Problem(("ray",), "needs `engine: ray`; set it, or leave this out")
         stages = dict(top.stages)
