@@ -94,8 +94,8 @@ def decontaminate(
     rows: Iterable[Example],
     *,
     ngram: Annotated[int, Field(ge=2, le=100)] = 8,
-    coverage: Annotated[float, Field(gt=0, le=1)] = 0.5,
-    edited: Annotated[float, Field(gt=0, le=1)] | None = 0.65,
+    coverage: Annotated[float, Field(ge=0.4, le=1)] = 0.5,
+    edited: Annotated[float, Field(ge=0.4, le=1)] | None = 0.65,
     shortest: Annotated[int, Field(ge=1, le=100)] = 4,
     numbers: Literal["ignore", "matter"] = "ignore",
     shared_passages: Literal["report", "drop"] = "report",
@@ -109,12 +109,12 @@ def decontaminate(
 ) -> Iterator[Drop | None]:
     """One verdict a row, once all were read.
 
-    ngram: words in a run that counts for ``coverage``, and as shared where several rows have it. coverage: share of an eval row, above 0
-    and up to 1, in such runs. edited: share of it found word by word, in order; null looks for no edited rows. shortest: words from
+    ngram: words in a run that counts for ``coverage``, and as shared where several rows have it. coverage: share of an eval row, 0.4 to
+    1, in such runs. edited: share of it found word by word, in order; null looks for no edited rows. shortest: words from
     which an eval row is looked for inside texts. numbers: whether a row with other numbers is another row. shared_passages: what becomes
     of texts that share words with an eval row which many share. fields: what is compared with the eval rows' inputs; ``prompt`` is the
     teacher's. semantic: also drop inputs that mean nearly the same as an eval row, by a model's vectors. preset: another project's rule;
-    of the other settings only fields and eval_sets have an effect with it.
+    of the other settings only fields, semantic and eval_sets have an effect with it.
 
     Raises InputError, before the first verdict, where an eval set has no rows or one that cannot be read, and where the prompt holds an
     eval row; RunError where the self-check fails.
@@ -240,14 +240,14 @@ def prepare(**settings: Any) -> Prepared:
 def sketch(rows: Sequence[Text], prepared: Prepared, **settings: Any) -> Sketch:
     """The candidates among the texts of one block."""
     used: list[Where] = [name for name in settings["fields"] if name != "prompt"]
+    inputs = [(row.id, row.input) for row in rows] if settings["semantic"] is not None else []
     if prepared.index is None or not rows or not used:
-        return Sketch(len(rows), used)
+        return Sketch(len(rows), used, inputs=inputs)
     from pipeline import overlap, tokens
 
     texts = [getattr(row, name) or "" for name in used for row in rows]
     found = overlap.scan(tokens.pack(texts), prepared.index)
     kept = {number: (rows[number % len(rows)].id, texts[number]) for number in dict.fromkeys(found.text.tolist())}
-    inputs = [(row.id, row.input) for row in rows] if settings["semantic"] is not None else []
     return Sketch(len(rows), used, found, kept, inputs)
 
 
@@ -501,6 +501,8 @@ def _eval_rows(name: str, eval_set: EvalSet) -> Iterator[EvalRow]:
 
 def _matches(texts: Sequence[str], prepared: Prepared) -> dict[int, tuple[int, Match]]:
     """What stands in texts that are no training rows, by the place of each."""
+    if not texts:
+        return {}
     found = sketch([Text("", text, None) for text in texts], prepared, fields=("input",), semantic=None)
     assert found.found is not None
     best = _Judge(prepared, [], 0).best(found)
@@ -522,9 +524,9 @@ def _check_itself(prepared: Prepared) -> None:
                 continue  # the preset does not look for it
             planted.append((place, "as it is", text))
             if any(character.isalnum() for character in normalise(text)):
-                planted.append(
-                    (place, "in other case and punctuation", f"** {'  '.join(_other_case(text).split())} **")
-                )
+                shown = f"** {'  '.join(_other_case(text).split())} **"
+                if normalise(shown) == normalise(text):  # marks that stand alone can combine with other letters
+                    planted.append((place, "in other case and punctuation", shown))
                 if len(known) >= prepared.rules.shortest:
                     planted.append((place, "between other words", f"{FILLER}\n{text}\n{FILLER}"))
     found = _matches([text for _, _, text in planted], prepared)

@@ -32,7 +32,8 @@ Limits: negations and numbers in words are English ones; "7" and "seven" are dif
 count nothing, are none, so that "one or two" is "two or one". A paraphrase is no near duplicate (``semantic`` finds some). Below a
 threshold of 0.7 many pairs are compared in vain. Where over 64 rows that differ share a bucket, such as a template with one word
 exchanged, later rows are compared with the first 64: ``crowded`` in the manifest counts what was left out. All texts are held in memory,
-as bytes. A cluster links rows to survivors, not dropped rows to each other.
+as bytes, and about 2 kB for each row that is dropped. A cluster links rows to survivors, not dropped rows to each other. With ``semantic``
+a twin can itself have been dropped, for a row that means the same.
 """
 
 from bisect import bisect_right
@@ -101,7 +102,7 @@ def dedup(
     differ_in: what must not differ in near and semantic duplicates. conflicts: what becomes of a cluster whose rows have several labels:
     it is reported in the manifest; all of it is dropped; or a row with the most frequent label survives.
     survivor: which row of a cluster is kept. Ties go to the other of longest rationale and agreement of the votes, then to the id.
-    against: an earlier data set (a .jsonl file, a folder of them, a stage's folder or shards), whose rows count as kept.
+    against: an earlier data set (a .jsonl file, a folder of them, or the folder of a stage's result, shards too), whose rows count as kept.
     semantic: also drop what means nearly the same as a row that is left, by a model's vectors.
 
     Raises InputError where ``against`` cannot be read.
@@ -309,16 +310,17 @@ def _earlier(path: Path) -> Iterator[tuple[str, list[Text]]]:
     if not files:
         raise InputError(f"{path}: holds no .jsonl file; other kinds are not read here")
     for file in files:
-        held: dict[str, Text] = {}
+        held: dict[tuple[str, str], Text] = {}
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.isspace():
                     continue
                 row = _earlier_row(line, f"{file}:{number}")
-                if row.id not in held and len(held) >= EARLIER_ROWS:
+                place = (row.id, row.input)
+                if place not in held and len(held) >= EARLIER_ROWS:
                     yield file.name, [*held.values()]
                     held = {}
-                held[row.id] = _merged(held[row.id], row) if row.id in held else row
+                held[place] = _merged(held[place], row) if place in held else row
         if held:
             yield file.name, [*held.values()]
 
@@ -452,7 +454,6 @@ def _duplicates(
     order = _order(rows, members, survivor)
     settled = settle(order)
     clusters = _Clusters(rows, members, labels, settled.cluster)
-    details |= _facts(rows, members, settled, clusters, near, short, unit, shingle)
     lost = np.zeros(len(members), np.bool_)
     if conflicts == "drop":
         lost = clusters.torn & ~fixed
@@ -462,6 +463,8 @@ def _duplicates(
         settled = settle(order)
         lost = minority & ~fixed & (settled.twin < 0)
         lost |= (settled.twin >= 0) & lost[settled.twin]
+    sizes = np.bincount(settled.cluster, minlength=len(members))
+    details |= _facts(rows, members, settled, clusters, sizes, near, short, unit, shingle)
     drops = {}
     for index in np.flatnonzero((settled.twin >= 0) | lost).tolist():
         row = int(members[index])
@@ -473,7 +476,7 @@ def _duplicates(
         evidence: dict[str, JsonValue] = {
             "similarity": round(float(settled.similarity[index]), 4),
             "threshold": round(float(settled.threshold[index]), 4),
-            "cluster": int(clusters.sizes[settled.cluster[index]]),
+            "cluster": int(sizes[settled.cluster[index]]),
             "method": f"equal normalised {_named(over)}"
             if exact
             else f"Jaccard of {shingle}-{unit[:-1]} shingles of the {_named(over)}",
@@ -580,6 +583,7 @@ def _facts(
     members: "Array",
     settled: "Settled",
     clusters: _Clusters,
+    sizes: "Array",
     near: float | None,
     short: float,
     unit: str,
@@ -590,7 +594,7 @@ def _facts(
 
     from pipeline import minhash
 
-    several = clusters.sizes[clusters.sizes > 1]
+    several = sizes[sizes > 1]
     found: dict[str, Any] = {
         "clusters": len(several),
         "largest_cluster": int(several.max()) if len(several) else 0,
@@ -640,7 +644,11 @@ def _semantic(
 
     from pipeline import embeddings
 
-    left = np.array([row for row in range(rows.count) if row not in drops])
+    here = np.ones(rows.count, np.bool_)
+    here[list(drops)] = False
+    left = np.flatnonzero(here)
+    if not len(left):
+        return {}
     left = left[_order(rows, left, survivor)]
     apart, labels = rows.all("apart")[left], rows.all("labels")[left]
     texts = rows.texts(left)

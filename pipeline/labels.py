@@ -79,7 +79,7 @@ def value(label: str, kind: LabelType = "equation") -> Fraction | None:
     """The exact value of an equation or number; None where it is none, divides by zero, or passes the limits of length and depth."""
     if kind == "number":
         digits = _decimal(label.strip())
-        return None if digits is None else Fraction(digits)
+        return None if digits is None or len(digits) > LONGEST_EQUATION else Fraction(digits)
     return _evaluated(_tokens(_expression(label)))
 
 

@@ -86,12 +86,12 @@ STAGES = {
             stands_for=lambda example: len(example.votes),
         ),
         Stage(
-            "dedup", "filter", dedup.dedup, ("parse",), Example, Example, 3, "examples",
+            "dedup", "filter", dedup.dedup, ("parse",), Example, Example, 4, "examples",
             "exact, near, optionally semantic duplicates (needs the whole corpus)", optional=True, corpus=dedup.CORPUS,
             identities=dedup.identities,
         ),
         Stage(
-            "decontaminate", "filter", decontaminate.decontaminate, ("dedup",), Example, Example, 2, "examples",
+            "decontaminate", "filter", decontaminate.decontaminate, ("dedup",), Example, Example, 3, "examples",
             "drop what overlaps an eval set, with the evidence", optional=True, corpus=decontaminate.CORPUS,
             check=decontaminate.check, identities=decontaminate.identities,
         ),

@@ -541,3 +541,13 @@ def test_settings_have_ranges(given: dict[str, object]) -> None:
     bind(decontaminate, {"ngram": 8, "preset": "gpt3"}, lookup=values.__getitem__, folder=Path())
     with pytest.raises(Problem):
         bind(decontaminate, given, lookup=values.__getitem__, folder=Path())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_passes_over_an_eval_set_of_short_rows(tmp_path: Path, preset: str) -> None:
+    assert judge([example()], eval_set(tmp_path, "one"), preset=preset) == [None]
+
+
+def test_letters_that_combine_across_the_marks_of_the_self_check_stop_nothing(tmp_path: Path) -> None:
+    strange = "\u0327\u0196 \u00cd\u1ffe\u1fad\u0321\u0111 and some words beside"
+    assert judge([example()], eval_set(tmp_path, strange)) == [None]

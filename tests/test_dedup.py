@@ -673,3 +673,30 @@ def test_settings_have_ranges(given: dict[str, object]) -> None:
 
 def test_near_can_be_switched_off() -> None:
     assert bind(dedup, {"near": None}, lookup={}.__getitem__, folder=Path())["near"] is None
+
+
+def test_rows_of_an_earlier_data_set_may_share_an_id(tmp_path: Path) -> None:
+    earlier = tmp_path / "old.jsonl"
+    earlier.write_text(
+        "".join(json.dumps({"id": "1", "input": text}) + "\n" for text in (MATCH, "Other words stand here"))
+    )
+    verdicts = list(dedup(rows("Other words stand here", MATCH), against=earlier))
+    assert [verdict.reason for verdict in verdicts if verdict] == ["earlier_exact_duplicate"] * 2
+
+
+def test_after_a_vote_evidence_counts_the_clusters_of_the_vote() -> None:
+    generator = random.Random(3)
+    words = ["goal", "soup", "market", "won", "lost"]
+    for _ in range(300):
+        given = [
+            example(f"r{n}", input=" ".join(generator.choices(words, k=4)), label=generator.choice("xy"))
+            for n in range(7)
+        ]
+        for verdict in dedup(given, near=0.5, shingle=2, conflicts="vote", differ_in=(), survivor="longest_rationale"):
+            assert verdict is None or verdict.evidence["cluster"] >= 2  # type: ignore[operator]
+
+
+def test_meaning_is_not_asked_where_no_row_is_left() -> None:
+    given = [example("a", input="hello there", label="x"), example("b", input="hello there", label="y")]
+    verdicts = dedup(given, conflicts="drop", semantic=Semantic(model="no such model"))
+    assert [verdict.reason for verdict in verdicts if verdict] == ["conflicting_labels"] * 2

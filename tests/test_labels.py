@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import labels, text
-from pipeline.labels import normalise, same, value
+from pipeline.labels import key, normalise, same, value
 
 TOPICS = ["sports", "food", "C", "C++", "New York", "U.S."]
 
@@ -213,3 +213,8 @@ def test_same() -> None:
     assert not same("610769 + 590796 + 22", "610769 + 590796", "equation")  # no tolerance
     assert not same("10 / 3", "3.33", "equation")
     assert same("$1,200.00", "1200", "number")
+
+
+def test_a_number_of_thousands_of_digits_has_no_value() -> None:
+    assert value("9" * 5000, "number") is None and value("9" * 5000, "equation") is None
+    assert key("9" * 5000, "number") == "9" * 5000
