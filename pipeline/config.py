@@ -133,10 +133,10 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Config:
     return Config(path, folder / top.run, top.engine, top.processes, top.ray, task, eval_sets, bound, places)
 
 
-def verify(config: Config) -> None:
+def verify(config: Config, *, thorough: bool = False) -> None:
     """Check what ``load`` leaves alone because looking at results does not need it: input files, and settings against each other.
 
-    Raises InputError with the setting's line.
+    ``thorough`` also looks at what takes a while. Raises InputError with the setting's line.
     """
     try:
         paths: dict[tuple[str, ...], Path | str | None] = {
@@ -157,6 +157,8 @@ def verify(config: Config) -> None:
         for name, settings in config.stages.items():
             try:
                 STAGES[name].check(settings)
+                if thorough:
+                    STAGES[name].before(settings)
             except InputError as error:
                 setting, colon, problem = str(error).partition(": ")
                 if not colon or not setting.startswith(("stages.", "task.")):

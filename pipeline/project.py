@@ -37,7 +37,7 @@ def check(path: Path | str, overrides: Iterable[str] = ()) -> str:
     Raises InputError at the first thing that cannot be used.
     """
     config = load(path, overrides)
-    verify(config)
+    verify(config, thorough=True)
     task = config.task
     asking = sample.check(config.stages["sample"])
     rows = bad = 0

@@ -84,6 +84,8 @@ def run(
                 say_line(f"{stage}: unchanged ({asked.key[:8]})")
                 outcomes.append(Outcome(stage, folder, outputs.read_manifest(folder), False, 0.0))
                 continue
+            if not any(outcome.ran for outcome in outcomes):
+                verify(config, thorough=True)
             say_line(f"{stage}: running ({asked.key[:8]})")
             if STAGES[stage].kind == "job":
                 crew.rest()  # an engine or a training has the machine to itself

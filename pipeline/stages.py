@@ -62,6 +62,9 @@ class Stage:
     check: Callable[[Mapping[str, Any]], object] = lambda settings: (
         None
     )  # what can be found wrong beyond single settings
+    before: Callable[[Mapping[str, Any]], object] = lambda settings: (
+        None
+    )  # as check, but takes a while: where stages are about to run
     identities: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda settings: {}  # models used, as they resolve now
 
     @property
@@ -93,7 +96,7 @@ STAGES = {
         Stage(
             "decontaminate", "filter", decontaminate.decontaminate, ("dedup",), Example, Example, 3, "examples",
             "drop what overlaps an eval set, with the evidence", optional=True, corpus=decontaminate.CORPUS,
-            check=decontaminate.check, identities=decontaminate.identities,
+            before=decontaminate.check, identities=decontaminate.identities,
         ),
         Stage(
             "judge", "job", judge.judge, ("decontaminate",), Example, Example, 1, "examples",
