@@ -79,7 +79,10 @@ class TopLevel(BaseModel):
 
 @dataclass(frozen=True)
 class Config:
-    """Checked settings. ``stages`` holds the stages that are switched on, in order, each with its keyword arguments."""
+    """Checked settings. ``stages`` holds the stages that are switched on, in order, each with its keyword arguments.
+
+    ``given`` holds what stands in the file about them, and what stood in its place on the command line.
+    """
 
     file: Path
     run: Path
@@ -89,6 +92,7 @@ class Config:
     task: Task
     eval_sets: dict[str, EvalSet]
     stages: dict[str, dict[str, Any]]
+    given: dict[str, Any] = field(repr=False, default_factory=dict)
     places: Places = field(repr=False, default_factory=dict)
 
     def parents(self, stage: str) -> tuple[str, ...]:
@@ -130,7 +134,8 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Config:
         bound = _bind_stages(stages, task, eval_sets, folder)
     except Problem as problem:
         raise located(problem, "", source, places) from None
-    return Config(path, folder / top.run, top.engine, top.processes, top.ray, task, eval_sets, bound, places)
+    given = {name: value for name, value in stages.items() if isinstance(value, dict)}
+    return Config(path, folder / top.run, top.engine, top.processes, top.ray, task, eval_sets, bound, given, places)
 
 
 def verify(config: Config, *, thorough: bool = False) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,21 @@ def plain(text: str, limit: int = 300) -> str:
     """``text`` on one line without control characters, so that hostile input can neither forge lines nor drive a terminal."""
     shown = "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def private(value: Any) -> Any:
+    """A JSON value whose texts tell nobody's name or password: no user information in addresses, the home folder as ``~``."""
+    if isinstance(value, dict):
+        return {private(name): private(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [private(item) for item in value]
+    return _private_text(value) if isinstance(value, str) else value
+
+
+def _private_text(text: str) -> str:
+    text = re.sub(r"(?<=://)[^/?#\s@]*(?:@[^/?#\s@]*)*@", "", text)
+    home = os.path.expanduser("~")  # noqa: PTH111 - a text is wanted, and none where there is no home
+    return re.sub(rf"{re.escape(home)}(?=/|$|[^\w.-])", "~", text) if home not in ("~", "/", "") else text
 
 
 def canonical_json(value: object) -> bytes:

@@ -9,7 +9,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
@@ -17,6 +17,7 @@ from typing import IO, TypeVar
 from msgspec import DecodeError
 from pydantic import ValidationError
 
+from pipeline import merkle
 from pipeline.files import RunError, atomic, canonical_json, line_digest, plain, sha256, strict_json, sync_folder
 from pipeline.records import Drop, Manifest, OutputFile, Row
 
@@ -52,11 +53,11 @@ class RowWriter:
     """Writes lines to ``<prefix>-00000.jsonl``, ``<prefix>-00001.jsonl`` ... and their digests beside them.
 
     Files appear under their names complete and synced; ``close`` returns them. Without ``rows_per_file`` there is one file,
-    ``<prefix>.jsonl``, even for no rows.
+    ``<prefix>.jsonl``, even for no rows. ``tree``: with the root of the Merkle tree over each file's lines.
     """
 
-    def __init__(self, folder: Path, prefix: str, rows_per_file: int | None) -> None:
-        self.folder, self.prefix, self.rows_per_file = folder, prefix, rows_per_file
+    def __init__(self, folder: Path, prefix: str, rows_per_file: int | None, *, tree: bool = False) -> None:
+        self.folder, self.prefix, self.rows_per_file, self.tree = folder, prefix, rows_per_file, tree
         self.finished: list[OutputFile] = []
         self.rows = 0
         self._files: tuple[IO[bytes], IO[bytes]] | None = None
@@ -70,6 +71,8 @@ class RowWriter:
         rows.write(line + b"\n")
         digests.write(line_digest(line).encode() + b"\n")
         self._sha256.update(line + b"\n")
+        if self.tree:
+            self._leaves.append(merkle.leaf(line))
         self.rows += 1
         self._in_file += 1
         if self._in_file == self.rows_per_file:
@@ -87,6 +90,8 @@ class RowWriter:
             self._files[0].write(memoryview(data)[start:end])
             self._files[1].write(memoryview(digests)[done * DIGEST : (done + taken) * DIGEST])
             self._sha256.update(memoryview(data)[start:end])
+            if self.tree:
+                self._leaves += merkle.leaves(data[start : end - 1].split(b"\n"))
             self.rows += taken
             self._in_file += taken
             done, start = done + taken, end
@@ -105,6 +110,7 @@ class RowWriter:
         self._name = self.prefix if self.rows_per_file is None else f"{self.prefix}-{len(self.finished) // 2:05d}"
         self._in_file = 0
         self._sha256 = hashlib.sha256()
+        self._leaves: list[bytes] = []
         self._files = (self._temporary("jsonl").open("wb"), self._temporary("xxh3").open("wb"))
 
     def _temporary(self, suffix: str) -> Path:
@@ -119,10 +125,13 @@ class RowWriter:
             path = self.folder / f"{self._name}.{suffix}"
             self._temporary(suffix).replace(path)
             rows = suffix == "jsonl"
-            digest = self._sha256.hexdigest() if rows else sha256(path)
             self.finished.append(
                 OutputFile(
-                    path=path.name, bytes=path.stat().st_size, rows=self._in_file if rows else None, sha256=digest
+                    path=path.name,
+                    bytes=path.stat().st_size,
+                    rows=self._in_file if rows else None,
+                    sha256=self._sha256.hexdigest() if rows else sha256(path),
+                    root=merkle.Tree(self._leaves).root.hex() if rows and self.tree else None,
                 )
             )
         self._files = None
@@ -162,6 +171,17 @@ def manifest_digest(manifest: Manifest) -> str:
     return hashlib.sha256(canonical_json(manifest.model_dump(mode="json", exclude={"digest"}))).hexdigest()
 
 
+def root(files: Iterable[OutputFile]) -> str | None:
+    """The root over all row files that have one themselves: what stands for a whole data set. None where no file has one."""
+    entries = [file_entry(file) for file in files if file.root is not None]
+    return merkle.Tree(merkle.leaves(entries)).root.hex() if entries else None
+
+
+def file_entry(file: OutputFile) -> bytes:
+    """The line by which a row file is a leaf of its data set's tree."""
+    return canonical_json(file.model_dump(mode="json", include={"path", "bytes", "rows", "root"}))
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write it last: its existence means that the folder is complete."""
     with atomic(folder / MANIFEST) as file:
@@ -179,7 +199,11 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         raw = path.read_bytes()
-        strict_json(raw)
+        found = strict_json(raw)
+        if isinstance(found, dict) and found.get("schema_version") == 1:
+            raise ValueError(
+                "of an earlier version; move the stages' folders away and run again (responses/ stays good)"
+            )
         manifest = Manifest.model_validate_json(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -188,7 +212,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: {plain(place)}: {plain(first['msg'])}; the manifest is damaged or of another version"
         ) from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: {plain(str(error))}; the manifest is damaged") from None
+        raise RunError(f"{path}: {plain(str(error))}; the manifest cannot be used") from None
     if manifest_bytes(manifest) != raw or manifest_digest(manifest) != manifest.digest:
         raise RunError(f"{path}: digest: does not fit the content; the manifest was changed after it was written")
     return manifest

@@ -14,19 +14,20 @@ from pydantic import BaseModel
 from pipeline import outputs, prompts, sources
 from pipeline.binding import Call
 from pipeline.config import Config
-from pipeline.files import canonical_json, digest, plain, sha256
-from pipeline.records import InputDigest, Manifest, Parent
+from pipeline.files import canonical_json, digest, plain, private, sha256
+from pipeline.records import Manifest, Parent, Source
 from pipeline.stages import NOT_IN_KEY, STAGES
 
 
 @dataclass(frozen=True)
 class Ask:
-    """Everything a stage's key is made of, resolved at one moment."""
+    """Everything a stage's key is made of, resolved at one moment; ``asked`` are the settings as stages.yaml has them."""
 
     stage: str
     key: str
+    asked: dict[str, Any]
     settings: dict[str, Any]
-    inputs: list[InputDigest]
+    sources: list[Source]
     parents: dict[str, Parent]
     identities: dict[str, Any]
 
@@ -52,24 +53,36 @@ def ask(config: Config, stage: str, settled: Mapping[str, Path] | None = None) -
         if folder is None:
             return None
         parents[parent] = Parent(key=folder.name, manifest=sha256(folder / outputs.MANIFEST))
-    inputs: list[InputDigest] = []
-    settings = {
-        name: _resolved(value, inputs, config.file.resolve().parent) for name, value in config.stages[stage].items()
-    }
+    found: list[Source] = []
+    root = config.file.resolve().parent
+    settings = {name: _resolved(value, found, root) for name, value in config.stages[stage].items()}
     if not STAGES[stage].reads:
-        settings["inputs"] = _resolved(_source(config.task.inputs), inputs, config.file.resolve().parent)
-    identities = STAGES[stage].identities(config.stages[stage])
-    keyed = _keyed(settings, stage)
-    key = digest(
+        settings["inputs"] = _resolved(_source(config.task.inputs), found, root)
+        if config.task.inputs.startswith(sources.HUB):
+            found.append(_hub(config.task.inputs))
+    settings = private(settings)
+    identities = private(STAGES[stage].identities(config.stages[stage]))
+    key = key_of(stage, STAGES[stage].version, settings, parents, identities)
+    return Ask(stage, key, private(config.given.get(stage, {})), settings, _distinct(found), parents, identities)
+
+
+def key_of(
+    stage: str,
+    version: int,
+    settings: Mapping[str, Any],
+    parents: Mapping[str, Parent],
+    identities: Mapping[str, Any],
+) -> str:
+    """A stage's key, from what its manifest holds: 32 hexadecimal digits."""
+    return digest(
         {
             "stage": stage,
-            "version": STAGES[stage].version,
-            "settings": keyed,
+            "version": version,
+            "settings": _keyed(settings, stage),
             "parents": {name: parent.manifest for name, parent in parents.items()},
             "identities": identities,
         }
     )
-    return Ask(stage, key, settings, _distinct(inputs), parents, identities)
 
 
 def plan(config: Config, stages: list[str] | None = None, *, force: bool = False) -> list[Step]:
@@ -164,43 +177,48 @@ def _source(inputs: str) -> Path | str:
     return inputs if inputs.startswith(sources.HUB) else Path(inputs)
 
 
-def _resolved(value: Any, inputs: list[InputDigest], root: Path) -> Any:
-    """A setting as JSON, with each input file in it replaced by its content's digest and noted in ``inputs``."""
+def _resolved(value: Any, found: list[Source], root: Path) -> Any:
+    """A setting as JSON, with each input file in it replaced by its content's digest and noted in ``found``."""
     if isinstance(value, Path):
-        return _file_digest(value, inputs, root)
+        return _file_digest(value, found, root)
     if isinstance(value, BaseModel):
         fields = type(value).model_fields.items()
-        return {info.alias or name: _resolved(getattr(value, name), inputs, root) for name, info in fields}
+        return {info.alias or name: _resolved(getattr(value, name), found, root) for name, info in fields}
     if isinstance(value, Call):
-        return {value.name: _resolved(value.settings, inputs, root)}
+        return {value.name: _resolved(value.settings, found, root)}
     if isinstance(value, Mapping):
-        return {name: _resolved(item, inputs, root) for name, item in value.items()}
+        return {name: _resolved(item, found, root) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_resolved(item, inputs, root) for item in value]
+        return [_resolved(item, found, root) for item in value]
     return value
 
 
-def _file_digest(path: Path, inputs: list[InputDigest], root: Path) -> Any:
+def _file_digest(path: Path, found: list[Source], root: Path) -> Any:
     if path.suffix == ".jinja":
-        inputs.append(_input(path, root))
+        found.append(_input(path, root))
         return {"prompt": prompts.digest(path)}
     if (path / "adapter_config.json").is_file():  # a model's adapter: all of its files
         files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
     else:
         files = [path] if path.is_file() else sources.files(path)
-    found = [_input(file, root) for file in files]
-    inputs += found
-    return {"sha256": found[0].sha256} if path.is_file() else {Path(file.path).name: file.sha256 for file in found}
+    read = [_input(file, root) for file in files]
+    found += read
+    return {"sha256": read[0].sha256} if path.is_file() else {Path(file.uri).name: file.sha256 for file in read}
 
 
-def _input(path: Path, root: Path) -> InputDigest:
+def _input(path: Path, root: Path) -> Source:
     path = path.resolve()
     shown = path.relative_to(root) if path.is_relative_to(root) else path
-    return InputDigest(path=str(shown), bytes=path.stat().st_size, sha256=sha256(path))
+    return Source(uri=private(str(shown)), bytes=path.stat().st_size, sha256=sha256(path))
 
 
-def _distinct(inputs: list[InputDigest]) -> list[InputDigest]:
-    return sorted(set(inputs), key=lambda item: item.path)
+def _hub(source: str) -> Source:
+    name, revision, _ = sources.hub_name(source)
+    return Source(uri=f"{sources.HUB}{name}", revision=revision)
+
+
+def _distinct(found: list[Source]) -> list[Source]:
+    return sorted({source.uri: source for source in found}.values(), key=lambda source: source.uri)
 
 
 def _shown(value: Any) -> str:

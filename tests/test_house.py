@@ -9,11 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = """
-records files progress cluster processes binding outputs text labels shift blocks tokens minhash overlap embeddings
+records files merkle environment progress cluster processes binding outputs text labels shift blocks tokens minhash overlap embeddings
 embedded prompts responses teachers
 spending usage sources shots requests workers asking
 ingest sample parse dedup decontaminate judge filters quality shard balance
-losses student trainer train evaluate stages config provenance runner audit trace results recordings report explore project cli
+losses student trainer train evaluate stages
+config provenance runner audits audit trace results recordings report explore project printed commands cli
 """.split()
 HEAVY = {
     "torch",

@@ -123,7 +123,7 @@ def test_the_run_is_whole_and_a_judgement_leads_back_to_the_store(project: Path)
     assert json.loads(events[2].row["text"])["score"] == 5
     part = found(outcomes, "judge").folder / "part-00000.jsonl"
     part.write_bytes(part.read_bytes().replace(b'"score":5', b'"score":4', 1))
-    assert any(str(part) in problem for problem in audit(run_folder))
+    assert any(str(part) in problem for problem in map(str, audit(run_folder)))
 
 
 def test_a_judge_that_changes_an_example_is_found(project: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_judge_that_changes_an_example_is_found(project: Path) -> None:
     kept = [file for file in manifest.outputs if not file.path.startswith("part-")]
     manifest = manifest.model_copy(update={"outputs": writer.close() + kept})
     outputs.write_manifest(folder, manifest.model_copy(update={"digest": outputs.manifest_digest(manifest)}))
-    problems = list(audit(project.parent / "runs/small"))
+    problems = [str(finding) for finding in audit(project.parent / "runs/small")]
     assert any(f"{folder}: row r0 of decontaminate is neither kept as it was nor dropped" in line for line in problems)
 
 

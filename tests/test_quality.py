@@ -189,7 +189,7 @@ def test_the_content_of_a_list_is_part_of_the_key_and_evidence_names_the_file_al
     with_filter(project, "{block_list: {file: lists/blocked.txt}}")
     first = run(project, until="quality")[-1]
     assert "block_list" not in first.manifest.counts.reasons
-    assert [file.path for file in first.manifest.inputs] == ["lists/blocked.txt"]
+    assert [source.uri for source in first.manifest.sources] == ["lists/blocked.txt"]
     (listed / "blocked.txt").write_text("of goal\n")
     second = run(project, until="quality")[-1]
     assert second.manifest.key != first.manifest.key and second.manifest.counts.reasons["block_list"] > 0

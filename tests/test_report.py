@@ -28,10 +28,11 @@ from pipeline.evaluate import (
 from pipeline.files import RunError, canonical_json, digest, sha256, write_json
 from pipeline.outputs import RowWriter
 from pipeline.records import (
+    Code,
     Counts,
     Drop,
+    Environment,
     Example,
-    InputDigest,
     Manifest,
     OutputFile,
     Parent,
@@ -39,6 +40,7 @@ from pipeline.records import (
     Prompt,
     Record,
     Response,
+    Source,
     Trained,
     TrainingRow,
     Vote,
@@ -115,7 +117,14 @@ def finish(
         parents={}
         if above is None
         else {above.parent.name: Parent(key=above.name, manifest=sha256(above / "manifest.json"))},
-        inputs=[] if parent else [InputDigest(path="data/train.jsonl", bytes=10, sha256="a" * 64)],
+        asked={},
+        sources=[] if parent else [Source(uri="data/train.jsonl", bytes=10, sha256="a" * 64)],
+        models={},
+        code=Code(package="stepdistill", version="0.1.0", commit=None, dirty=None, modules="c" * 64),
+        environment=Environment(
+            python="3.11.0", platform="Linux x86_64", processor="any", accelerators=[], driver=None, packages={}
+        ),
+        root=None,
         identities={"teacher": {"name": "SmolLM2-135M-Instruct"}} if stage == "sample" else {},
         counts=Counts(
             unit=STAGES[stage].unit,

@@ -295,7 +295,7 @@ def test_a_run_can_be_traced_without_the_file(project: Path) -> None:
     assert changed is not None
     assert before.key == renamed.key != changed.key  # content counts, not where it lies
     assert before.settings["few_shot"]["k"] == 2
-    assert "shots.jsonl" in {Path(file.path).name for file in before.inputs}
+    assert "shots.jsonl" in {Path(source.uri).name for source in before.sources}
     sample = current(config.run, "sample")
     assert sample is not None
     (folder / "renamed.jsonl").unlink()

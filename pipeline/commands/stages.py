@@ -1,0 +1,279 @@
+"""Commands that run stages, show what they left, and train and measure students."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline import printed
+from pipeline.commands import DEFAULT, ConfigOption, JsonOption, SetOption, app
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new or empty folder")]) -> None:
+    """Start a new project from the built-in example."""
+    from pipeline.project import init as start
+
+    start(folder)
+    print(
+        f"{folder}: a project with stages.yaml, prompts/ and data/; next: cd {folder} && stepdistill check && stepdistill run"
+    )
+
+
+@app.command()
+def check(config: ConfigOption = DEFAULT, settings: SetOption = None) -> None:
+    """Validate stages.yaml, prompts and inputs; run nothing."""
+    from pipeline.project import check as validate
+
+    print(f"{config}: {validate(config, settings or [])}")
+
+
+@app.command()
+def plan(config: ConfigOption = DEFAULT, settings: SetOption = None, as_json: JsonOption = False) -> None:
+    """Say which stages would run and why, what the teachers would be asked, and what that takes."""
+    from dataclasses import asdict
+
+    from pipeline import provenance, results
+    from pipeline.config import load, verify
+
+    loaded = load(config, settings or [])
+    verify(loaded)
+    steps = provenance.plan(loaded)
+    samples = any(step.stage == "sample" and step.runs for step in steps)
+    estimate = results.estimate(loaded) if samples else None
+    if as_json:
+        printed.as_json(
+            {
+                "stages": [{"stage": step.stage, "runs": step.runs, "reasons": step.reasons} for step in steps],
+                "teacher": asdict(estimate) if estimate else None,
+            }
+        )
+        return
+    printed.table(
+        ("stage", "", "why"),
+        [(step.stage, "runs" if step.runs else "unchanged", "; ".join(step.reasons)) for step in steps],
+    )
+    if estimate is None or not estimate.to_ask:
+        stored = f"; {estimate.stored:,} requests are answered in the store" if estimate else ""
+        print(f"teacher: nothing to ask{stored}")
+        return
+    printed.estimated(estimate)
+
+
+@app.command()
+def run(
+    stages: Annotated[
+        list[str] | None, typer.Argument(help="only these, on what lies on disk", metavar="[STAGE]...")
+    ] = None,
+    config: ConfigOption = DEFAULT,
+    start: Annotated[str | None, typer.Option("--from", help="first stage", metavar="STAGE")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="last stage", metavar="STAGE")] = None,
+    settings: SetOption = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="run even what is unchanged (stored responses are still not asked for again)"),
+    ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="for the rows, at most so many at once; by default one for each core", metavar="N"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only say what the named filter stages would drop; write nothing")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run all stages, or the named ones; what is unchanged is passed over."""
+    from pipeline import report as page
+    from pipeline import results
+    from pipeline.config import load
+    from pipeline.runner import run as run_stages
+    from pipeline.shift import warnings
+
+    loaded = load(config, settings or [])
+    if dry_run:
+        if not stages or start or until or force:
+            raise typer.BadParameter("--dry-run: name the filter stages alone: stepdistill run quality --dry-run")
+        _dry_run(loaded, stages, settings or [], processes, as_json=as_json)
+        return
+    outcomes = run_stages(loaded, stages or None, start=start, until=until, force=force, processes=processes)
+    report_page = loaded.run / "report" / "index.html"
+    if any(outcome.ran for outcome in outcomes) or not report_page.is_file():
+        report_page = page.build(loaded.run, loaded.task.name)
+    figures = results.metrics(loaded.run) if any(outcome.stage == "evaluate" for outcome in outcomes) else None
+    sampled = [outcome for outcome in outcomes if outcome.stage == "sample" and outcome.ran]
+    asked = results.sampling(sampled[0].folder) if sampled else {}
+    if as_json:
+        rows = [
+            {
+                "stage": outcome.stage,
+                "ran": outcome.ran,
+                "key": outcome.manifest.key,
+                "counts": outcome.manifest.counts.model_dump(),
+                "warnings": warnings(outcome.manifest),
+            }
+            for outcome in outcomes
+        ]
+        printed.as_json({"stages": rows, "teachers": asked, "models": figures, "report": str(report_page)})
+        return
+    printed.summary(outcomes)
+    printed.asked(asked)
+    if figures is not None:
+        printed.models(figures, results.speeds(loaded.run))
+    print(f"report: {report_page}")
+
+
+@app.command()
+def status(config: ConfigOption = DEFAULT, as_json: JsonOption = False) -> None:
+    """Show each stage: key in force, rows, age, and whether its settings still match."""
+    from dataclasses import asdict
+
+    from pipeline import results
+    from pipeline.config import load
+    from pipeline.progress import duration
+
+    found = results.status(load(config))
+    if as_json:
+        printed.as_json(
+            [{**asdict(stage), "counts": stage.counts.model_dump() if stage.counts else None} for stage in found]
+        )
+        return
+    rows = []
+    for stage in found:
+        figures = (
+            (f"{stage.counts.rows_in:,}", f"{stage.counts.kept:,}", f"{stage.counts.dropped:,}")
+            if stage.counts
+            else ("", "", "")
+        )
+        age = "" if stage.age_seconds is None else duration(stage.age_seconds)
+        rows.append((stage.stage, stage.state, (stage.key or "")[:8], *figures, age, "; ".join(stage.reasons)))
+    printed.table(("stage", "state", "key", "in", "kept", "dropped", "age", "changed"), rows, right=(3, 4, 5, 6))
+
+
+@app.command()
+def show(
+    stage: str,
+    config: ConfigOption = DEFAULT,
+    dropped: Annotated[bool, typer.Option("--dropped", help="the dropped rows")] = False,
+    reason: Annotated[str | None, typer.Option("--reason", help="rows dropped for this reason")] = None,
+    number: Annotated[int, typer.Option("-n", min=1, help="how many rows")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Show rows of a stage's result, kept or dropped."""
+    from itertools import islice
+
+    from pipeline import results
+    from pipeline.config import load
+
+    found = list(islice(results.rows(load(config), stage, dropped=dropped, reason=reason), number))
+    if as_json:
+        for row in found:
+            print(json.dumps(row, ensure_ascii=False))
+        return
+    for index, row in enumerate(found):
+        if index:
+            print()
+        printed.fields(row)
+    if not found:
+        print(f"{stage}: no {'dropped' if dropped or reason else 'kept'} rows")
+
+
+@app.command()
+def suspects(
+    stage: Annotated[
+        str | None,
+        typer.Argument(metavar="[STAGE]", help="whose result; by default the last filter stage that has one"),
+    ] = None,
+    config: ConfigOption = DEFAULT,
+    model: Annotated[
+        str | None,
+        typer.Option(help="an embedding model: a folder or a Hub name; without one, words tell what is near"),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of a Hub model")] = None,
+    neighbours: Annotated[int, typer.Option("-k", min=1, help="how many neighbours are asked")] = 10,
+    number: Annotated[int, typer.Option("-n", min=1, help="how many rows")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Show rows whose label the rows most like them contradict; nothing is dropped."""
+    from dataclasses import asdict
+
+    from pipeline import explore
+    from pipeline.config import load
+
+    found = explore.suspects(load(config), stage, k=neighbours, model=model, revision=revision, number=number)
+    if as_json:
+        printed.as_json(asdict(found))
+        return
+    printed.suspects(found)
+
+
+@app.command()
+def train(
+    shards: Annotated[Path, typer.Option(help="a folder of shards: train-*.jsonl, validation-*.jsonl")],
+    student: Annotated[str, typer.Option(help="a checkpoint folder, a Hub name, or 'embedded'")],
+    out: Annotated[Path, typer.Option(help="where the student goes; a new folder")],
+    layers: Annotated[int | None, typer.Option(min=1, help="cut the student to so many evenly spaced layers")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting of the train stage: alpha=0.3", metavar="KNOB=VALUE")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a student on any produced shards."""
+    from pipeline.project import train_alone
+
+    details = train_alone(shards, student, out, layers, settings or [])
+    printed.as_json(details) if as_json else printed.fields(details)
+    if not as_json:
+        print(f"student: {out / 'student'}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="a checkpoint folder of a student")],
+    data: Annotated[
+        Path | None, typer.Option(help="rows with true labels; by default the eval sets of stages.yaml")
+    ] = None,
+    config: ConfigOption = DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure any model on the task's eval sets, or on a file of the same shape."""
+    from pipeline.config import load
+    from pipeline.project import evaluate_alone
+
+    found = evaluate_alone(load(config), model, data)
+    if as_json:
+        printed.as_json(found)
+        return
+    for figures in found:
+        rows = {figures["model"]: figures}
+        printed.models(
+            {"eval_sets": {figures["eval_set"]: {"models": rows}}}, {figures["model"]: figures["examples_per_second"]}
+        )
+
+
+@app.command()
+def report(config: ConfigOption = DEFAULT) -> None:
+    """(Re)build the page of the run."""
+    from pipeline import report as page
+    from pipeline.config import load
+
+    loaded = load(config)
+    print(f"report: {page.build(loaded.run, loaded.task.name)}")
+
+
+def _dry_run(config: "Config", stages: list[str], settings: list[str], processes: int | None, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from pipeline import explore
+
+    found = [explore.dry_run(config, stage, settings, processes=processes) for stage in stages]
+    if as_json:
+        printed.as_json([asdict(one) for one in found])
+        return
+    for index, one in enumerate(found):
+        if index:
+            print()
+        printed.would_drop(one)

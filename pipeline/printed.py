@@ -1,0 +1,271 @@
+"""What commands print: tables, rows and JSON."""
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.explore import DryRun, Suspects
+    from pipeline.results import Allowance, Estimate
+    from pipeline.runner import Outcome
+
+
+def would_drop(found: "DryRun") -> None:
+    """One stage's dry run: counts in tables, then examples of each reason."""
+    from pipeline.files import plain
+
+    def share(rows: int) -> str:
+        return f"{rows / found.rows:.1%}" if found.rows else ""
+
+    print(
+        f"{found.stage}: of {found.rows:,} rows of {found.reads}, {found.rows - found.dropped:,} would be kept and "
+        f"{found.dropped:,} dropped{f' ({share(found.dropped)})' if found.dropped else ''}; nothing was written"
+    )
+    inside = [one for one in found.reasons if one.configured]
+    outside = [one for one in found.reasons if not one.configured]
+    if found.stage == "quality":
+        table(
+            ("filter", "settings", "alone", "share", "first", "only"),
+            [
+                (
+                    one.name,
+                    _brief(one.settings),
+                    f"{one.alone:,}",
+                    share(one.alone or 0),
+                    f"{one.first:,}",
+                    f"{one.only:,}",
+                )
+                for one in inside
+            ],
+            right=(2, 3, 4, 5),
+        )
+        print(
+            "alone: whatever the others do; first: as the run counts it, in this order; only: no other of these objects"
+        )
+    elif inside:
+        table(
+            ("reason", "rows", "share"),
+            [(one.name, f"{one.first:,}", share(one.first)) for one in inside],
+            right=(1, 2),
+        )
+    if found.together:
+        table(
+            ("both object", "rows", "share"),
+            [(f"{one}, {other}", f"{rows:,}", share(rows)) for one, other, rows in found.together],
+            right=(1, 2),
+        )
+    if outside:
+        table(
+            ("not configured", "settings", "alone", "share", "besides"),
+            [
+                (one.name, _brief(one.settings), f"{one.alone:,}", share(one.alone or 0), f"{one.only:,}")
+                for one in outside
+            ],
+            right=(2, 3, 4),
+        )
+        print("besides: rows that none of the configured filters drops, and this one would")
+    for name, why in found.not_tried.items():
+        print(f"not tried: {name}: {plain(why)}")
+    for one in found.reasons:
+        for drop in one.examples:
+            if found.stage == "quality":
+                print(f"{one.name}: {plain(drop['id'])}: {plain(drop['evidence']['why'])}")
+            else:
+                print(f"{one.name}: {plain(drop['id'])}")
+                fields(drop["evidence"], indent="    ")
+
+
+def _brief(settings: dict[str, Any] | None) -> str:
+    """``minimum 4``: the settings that are single values."""
+    return ", ".join(f"{name} {value}" for name, value in (settings or {}).items() if isinstance(value, int | float))
+
+
+def suspects(found: "Suspects") -> None:
+    """Rows whose label their neighbours contradict, and what the ranking is worth."""
+    from pipeline.files import plain
+
+    for row in found.suspects:
+        gold = f", gold {plain(row.gold)}" if row.gold is not None else ""
+        print(
+            f"{plain(row.id)}: score {row.score:.2f}: label {plain(row.label)}, "
+            f"{row.votes} of {found.k} neighbours {plain(row.neighbours)}{gold}"
+        )
+        print(f"    {plain(row.input)}")
+        for other in row.nearest:
+            print(f"    {other.similarity:.2f} {plain(other.label)}: {plain(other.input)} ({plain(other.id)})")
+        print()
+    by = (
+        "the words they share (weak evidence of short texts; an embedding model, --model, sees more)"
+        if found.by == "words"
+        else f"embeddings of {plain(found.by)}"
+    )
+    print(
+        f"{found.stage}: {found.total:,} of {found.rows:,} rows are suspects by {by}: the {found.k} rows most like each speak for another "
+        "label. That is evidence to look at; nothing was dropped."
+    )
+    told = found.agreement
+    if told is None:
+        return
+    line = f"measured against gold: {told.wrong:.1%} of the {told.rows:,} rows that have it have another label"
+    if told.suspects is not None and told.found is not None:
+        line += f"; of the suspects {told.suspects:.1%}, and {told.found:.1%} of all such rows are among them"
+    print(line)
+    if told.first:
+        print("    of the first " + ", ".join(f"{rank:,} {rate:.1%}" for rank, rate in told.first.items()))
+
+
+def summary(outcomes: Iterable["Outcome"]) -> None:
+    """A row for each stage of a run."""
+    from pipeline.runner import reasons_line
+
+    rows = []
+    for outcome in outcomes:
+        counts = outcome.manifest.counts
+        figures = (f"{counts.rows_in:,}", f"{counts.kept:,}", f"{counts.dropped:,}")
+        when = f"{outcome.seconds:.1f} s" if outcome.ran else "unchanged"
+        rows.append((outcome.stage, *figures, reasons_line(counts), counts.unit, when))
+    table(("stage", "in", "kept", "dropped", "reasons", "unit", "time"), rows, right=(1, 2, 3, 6))
+
+
+def estimated(estimate: "Estimate") -> None:
+    """What sampling will take: a row for each teacher, and what the figures rest on."""
+    from pipeline.files import plain
+    from pipeline.progress import duration
+
+    rows = []
+    for one in estimate.teachers:
+        known = one.completion_tokens < one.completion_tokens_at_most
+        cost = "" if one.cost is None else f"about {one.cost:,.2f}"
+        rows.append(
+            (
+                one.teacher,
+                f"{one.to_ask:,}",
+                f"{one.stored:,}",
+                f"{'' if one.prompt_tokens_exact else 'about '}{one.prompt_tokens:,}",
+                f"{f'about {one.completion_tokens:,}, ' if known else ''}at most {one.completion_tokens_at_most:,}",
+                "not known" if one.seconds is None else f"about {duration(one.seconds)}",
+                cost,
+            )
+        )
+    table(("teacher", "to ask", "stored", "prompt tokens", "completion tokens", "time", "cost"), rows, right=(1, 2, 3))
+    needed = "not known before a first run" if estimate.seconds is None else f"about {duration(estimate.seconds)}"
+    print(
+        f"teacher: {estimate.to_ask:,} requests to ask ({estimate.stored:,} more are answered in the store), "
+        f"{'' if estimate.prompt_tokens_exact else 'about '}{estimate.prompt_tokens:,} prompt tokens; time {needed}"
+    )
+    for one in estimate.teachers:
+        if one.to_ask and not one.prompt_tokens_exact:
+            print(f"{plain(one.teacher)}: has no tokenizer here, so prompt tokens are reckoned from characters")
+        if one.foreseen < one.to_ask:
+            print(
+                f"{plain(one.teacher)}: no answer of known length in the store yet for {one.to_ask - one.foreseen:,} requests, "
+                "so max_tokens is expected of them"
+            )
+    if estimate.cost is not None and estimate.cost_at_most is not None:
+        print(
+            f"cost: about {estimate.cost:,.2f}, at most {estimate.cost_at_most:,.2f} at the prices of stages.sample.teacher.price"
+        )
+    if estimate.budget is not None:
+        print(_allowed(estimate.budget, estimate.to_ask))
+
+
+def _allowed(allowance: "Allowance", to_ask: int) -> str:
+    """``budget: 5 usd hold about 3,100 of the 5,000 requests; 2 runs``."""
+    parts = " and ".join(f"{value:,g} {part}" for part, value in allowance.budget.items())
+    if allowance.runs is None and not allowance.requests:
+        told = "do not hold one request; raise stages.sample.budget or lower max_tokens"
+    elif allowance.runs is None:
+        told = f"hold about {allowance.requests:,} of the {to_ask:,} requests, but not one of some teacher; raise stages.sample.budget"
+    elif allowance.runs == 1:
+        told = f"hold all {to_ask:,} requests; 1 run"
+    else:
+        told = f"hold about {allowance.requests:,} of the {to_ask:,} requests; {allowance.runs:,} runs"
+    if allowance.not_reckoned:
+        told += f" (without {' and '.join(allowance.not_reckoned)}: not known before a first run)"
+    return f"budget: {parts} {told}"
+
+
+def asked(teachers: dict[str, dict[str, Any]]) -> None:
+    """What each teacher was asked for this result, and what that took."""
+    rows = []
+    for name, found in teachers.items():
+        asked = found["asked"]
+        if asked is None:
+            continue
+        failures = ", ".join(f"{reason} {number:,}" for reason, number in sorted(asked["failures"].items()))
+        cached = f" ({asked['cached_tokens']:,} cached)" if asked["cached_tokens"] else ""
+        rows.append(
+            (
+                name,
+                f"{asked['requests']:,}",
+                f"{asked['answers']:,}",
+                failures,
+                f"{asked['prompt_tokens']:,}{cached}",
+                f"{asked['completion_tokens']:,}",
+                f"{asked['tokens_per_second']:,.0f}",
+                f"{asked['cost']:,.4g}" if asked["cost"] else "",
+            )
+        )
+    if rows:
+        header = ("teacher", "asked", "answered", "failed", "tokens in", "tokens out", "tokens/s", "cost")
+        table(header, rows, right=(1, 2, 4, 5, 6, 7))
+
+
+def models(figures: dict[str, Any], speeds: dict[str, float]) -> None:
+    """A table of models for each eval set."""
+    for name, eval_set in figures["eval_sets"].items():
+        rows = []
+        for model, found in eval_set["models"].items():
+            low, high = found["accuracy_interval"]
+            macro = "" if found["macro_f1"] is None else f"{found['macro_f1']:.3f}"
+            size = f"{found['parameters'] / 1e6:,.0f} M" if found["parameters"] else ""
+            speed = f"{speeds[model]:,.1f}" if model in speeds else ""
+            rows.append(
+                (
+                    model,
+                    f"{found['accuracy']:.1%}",
+                    f"{low:.1%} to {high:.1%}",
+                    macro,
+                    speed,
+                    size,
+                    f"{found['rows']:,}",
+                )
+            )
+        header = (f"on {name}", "accuracy", "95% interval", "macro-F1", "examples/s", "parameters", "rows")
+        table(header, rows, right=(1, 2, 3, 4, 5, 6))
+
+
+def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
+    """A table; the columns numbered in ``right`` are aligned there."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipeline.files import plain
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def fields(row: dict[str, Any], indent: str = "") -> None:
+    """``name: value`` a line, values on one line and free of control characters; the fields of a value stand below it, further in."""
+    from pipeline.files import plain
+
+    for name, value in row.items():
+        if isinstance(value, dict) and value:
+            print(f"{indent}{plain(name)}:")
+            fields(value, indent=f"{indent}    ")
+            continue
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        print(f"{indent}{plain(name)}: {plain(shown, 2000)}")
+
+
+def as_json(value: object) -> None:
+    """Indented JSON."""
+    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
