@@ -38,6 +38,7 @@ from pydantic import BaseModel
 from pipeline import outputs
 from pipeline.blocks import cut, judged
 from pipeline.config import load
+from pipeline.environment import code, environment
 from pipeline.files import read_jsonl
 from pipeline.outputs import RowWriter
 from pipeline.records import Counts, Example, Manifest, Response, features
@@ -152,12 +153,17 @@ def build(folder: Path, data: Path, number: int) -> Path:
         stage="sample",
         version=1,
         key="built",
+        asked={},
         settings={},
         parents={},
-        inputs=[],
+        sources=[],
         identities={},
+        models={},
+        code=code(),
+        environment=environment(),
         counts=Counts(unit="requests", rows_in=number, kept=number, dropped=0, reasons={}, rows_out=number),
         outputs=[*writer.close(), *RowWriter(result, outputs.DROPPED, None).close()],
+        root=None,
         features=features(Response),
         details={},
         digest="0" * 64,
