@@ -1,8 +1,9 @@
 """Ask teachers through the response store: what is answered there is not asked, and every answer is there before it counts.
 
 First every request is looked up, and what is missing goes to its teacher, as fast as that takes it; the answers are committed as they
-come, by a thread of its own, so that no teacher waits for the disk. Then, with every request answered or failed, the rows are given in
-the order of the prompts. What is held in memory is the store's index, 16 bytes a request, and the failures.
+come, by a thread of its own, so that no teacher waits for the disk. What was revoked is neither asked nor used. Then, with every request
+answered or failed, the rows are given in the order of the prompts. What is held in memory is the store's index, 16 bytes a request, and
+the failures.
 
 Limits: several teachers are asked one after the other. Two rows with the same rendered prompt share one answer.
 """
@@ -22,7 +23,8 @@ from pipeline.files import RunError, plain
 from pipeline.progress import Advance, bar, say_line
 from pipeline.records import Drop, Prompt, Response
 from pipeline.requests import Asking, Respondent, requests_of
-from pipeline.responses import Store, Stored, open_store
+from pipeline.responses import Store, Stored, open_store, request_key
+from pipeline.revocations import REASON
 from pipeline.spending import Meter, Purse, priced
 from pipeline.teachers import Answer, Failure, Request
 
@@ -72,10 +74,14 @@ def ask(
                     name = f"{prompt.id}#{number}"
                     number += 1
                     stored = store.get(family, asking.max_tokens)
-                    if stored is None:
+                    key = request_key(family.hex(), asking.max_tokens) if stored is None else stored.key
+                    if key in asking.revoked:
+                        why = Failure(REASON, {"request": key, "because": asking.revoked[key]})
+                        yield _drop(name, prompt, respondent, why)
+                    elif stored is None:
                         yield _drop(name, prompt, respondent, failures[family])
                     else:
-                        yield _response(name, prompt, respondent, stored, rationalised=asking.rationalise)
+                        yield response_of(name, prompt, respondent, stored, rationalised=asking.rationalise)
         if places != [len(families) for families, _ in asked]:
             raise RunError(f"{asking.stage}: the prompts are others than when they were asked about; run again")
 
@@ -101,7 +107,8 @@ def _fill(
             for request in requests_of(asking, respondent, prompt):
                 family = bytes.fromhex(request.family)
                 families.extend(family)
-                if family in under_way or family in failures or store.has(family, asking.max_tokens):
+                known = family in under_way or family in failures or request.key in asking.revoked
+                if known or store.has(family, asking.max_tokens):
                     advance()
                 else:
                     under_way.add(family)
@@ -261,7 +268,8 @@ def _drop(name: str, prompt: Prompt, respondent: Respondent, failure: Failure) -
     return Drop(id=name, reason=failure.reason, evidence=evidence)
 
 
-def _response(name: str, prompt: Prompt, respondent: Respondent, stored: Stored, *, rationalised: bool) -> Response:
+def response_of(name: str, prompt: Prompt, respondent: Respondent, stored: Stored, *, rationalised: bool) -> Response:
+    """The row that a stored answer gives."""
     return Response(
         id=name,
         prompt=prompt.id,

@@ -1,41 +1,135 @@
 """audit: is everything in a run folder what was written, and does every training row lead back to a stored response?
 
-Checked: every manifest against its own digest and its parents', every file against its manifest (a changed row is named by its line),
-the conservation law and the counts by reason, that a stage's kept and dropped ids are its input's, every record of the response
-store, and each shard row's way back through example and response to the store.
+    for finding in audit(Path("runs/topics")):
+        print(finding)                              # runs/topics/dedup/302a..../part-00000.jsonl:17: this row was changed since ..
 
-Not checked: that a model really gave the stored answer, and that the source files still are what they were (``status`` tells that).
+Checked, one file each in ``pipeline/audits``: that nothing lies in the run folder that has no business there; every manifest against its
+own digest, its parents and the rest of itself; signatures; terms; every file against its manifest (a changed row is named by its line);
+the conservation law, and that what a filter kept and dropped are its input's rows; every record of the response store; and each shard
+row's way back through example and response to the store. Anything found is a ``Finding``; exit codes are the command's.
+
+Limits: ``UNPROVEN`` names what nothing in a run folder can give away, first of all that a model really gave the stored answer. Source files
+are not in the run folder; ``status`` tells whether they still are what they were.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from pipeline.audits import Audited, Finding, chain, files, laws, opened, rows, store
-from pipeline.files import InputError
+from pipeline.audits import (
+    Audited,
+    Finding,
+    chain,
+    checkpoint,
+    derivation,
+    exports,
+    figures,
+    files,
+    inputs,
+    laws,
+    manifests,
+    opened,
+    outcomes,
+    places,
+    revoked,
+    rows,
+    signature,
+    store,
+    terms,
+    verdicts,
+)
+from pipeline.files import InputError, RunError, plain
+from pipeline.processes import Crew
 from pipeline.stages import STAGES
 
 CHECKS: Final[tuple[Callable[[Audited], Iterator[Finding]], ...]] = (
+    places.check,  # nothing lies there that has no business there
     chain.check,  # manifests, keys, parents
+    manifests.check,  # what they say beside what else they say
+    signature.check,  # who vouches for these manifests
+    terms.check,  # may it have been trained on
     files.check,  # bytes
     laws.check,  # nothing came or went without a word
     store.check,  # the teachers' answers
-    rows.check,  # the way back of every training row
+    rows.check,  # the way back of training rows
+    derivation.check,  # every row made again
+    figures.check,  # counts over rows
+    verdicts.check,  # what was dropped, by its evidence
+    inputs.check,  # the eval sets
+    outcomes.check,  # what was trained on and predicted
+    checkpoint.check,  # what the student was trained on
+    revoked.check,  # nothing that must no longer be used
+    exports.check,  # what others' tools are told
 )
+
+WARY: Final = (places, chain, manifests, signature, terms, files, laws, store)
+"""The checks that look at what a thing is before they open it: where links or devices lie in a run folder, only these go on."""
 
 
 def audit(
-    run: Path, *, full: bool = False, sample: int | None = None, seed: int = 0, keys: Sequence[Path] = ()
+    run: Path,
+    *,
+    full: bool = False,
+    recompute: bool = False,
+    sample: int | None = None,
+    seed: int = 0,
+    keys: Sequence[Path] = (),
 ) -> Iterator[Finding]:
     """What is wrong in a run folder, with file and row; nothing when all is well.
 
-    ``full`` also checks finished results that are no longer in force; ``sample`` follows only so many shard rows back (files are
-    always hashed in full). ``keys`` are public keys that the auditor trusts. Raises InputError where there is no run.
+    ``full`` also derives every row again, and checks finished results that are no longer in force; ``recompute`` does that and runs the
+    filters again that need the whole corpus; ``sample`` follows only so many shard
+    rows back (files are always read in full). ``keys`` are public keys that the auditor trusts. Raises InputError where there is no run.
     """
-    if not any((run / stage).is_dir() for stage in STAGES):
-        raise InputError(f"{run}: no run here; give the folder that `run:` in stages.yaml names")
-    results, others, findings = opened(run, list(STAGES), everything=full)
-    yield from findings
-    audited = Audited(run, results, others, full=full, sample=sample, seed=seed, keys=keys)
-    for check in CHECKS:
-        yield from check(audited)
+    with auditing(run, full=full, recompute=recompute, sample=sample, seed=seed, keys=keys) as (audited, findings):
+        yield from findings
+        for check in CHECKS:
+            yield from found_by(check, audited)
+
+
+@contextmanager
+def auditing(
+    run: Path,
+    *,
+    full: bool = False,
+    recompute: bool = False,
+    sample: int | None = None,
+    seed: int = 0,
+    keys: Sequence[Path] = (),
+) -> Iterator[tuple[Audited, list[Finding]]]:
+    """What ``audit`` hands to each of CHECKS, in order, and what was found in opening it."""
+    try:
+        if not any((run / stage).is_dir() for stage in STAGES):
+            raise InputError(f"{run}: no run here; give the folder that `run:` in stages.yaml names")
+        results, others, findings = opened(run, list(STAGES), everything=full or recompute)
+    except OSError as error:
+        raise InputError(f"{run}: cannot be read ({error.strerror}); no audit is possible") from None
+    with Crew() as crew:
+        audited = Audited(
+            run,
+            results,
+            others,
+            full=full or recompute,
+            recompute=recompute,
+            sample=sample,
+            seed=seed,
+            keys=keys,
+            crew=crew,
+            barred=any(places.odd(run)),
+        )
+        yield audited, [replace(finding, check="manifests") for finding in findings]
+
+
+def found_by(check: Callable[[Audited], Iterator[Finding]], audited: Audited) -> Iterator[Finding]:
+    """What one check finds; where a file goes away, or cannot be read, in the midst of it, that is a finding."""
+    name = check.__module__.rpartition(".")[2]
+    if audited.barred and check not in [one.check for one in WARY]:
+        audited.notes.append(Finding(audited.run, f"the check of {name} waits until links and devices are gone"))
+        return
+    try:
+        for finding in check(audited):
+            yield replace(finding, check=name)
+    except (RunError, OSError) as error:
+        yield Finding(audited.run, f"the check of {name} could not go on ({plain(str(error))})", check=name)

@@ -10,12 +10,13 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
-from pipeline.files import InputError, plain
+from pipeline.files import InputError, plain, private
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else "; it takes no settings"
 
 
-def parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+@cache
+def parameters(function: Callable[..., Any]) -> Mapping[str, tuple[Any, Any]]:
     """Keyword-only parameters: name -> (annotation, default or ``inspect.Parameter.empty``)."""
     hints = get_type_hints(function, include_extras=True)
     return {
@@ -153,6 +155,37 @@ def bind_calls(
     return calls
 
 
+def restored(
+    function: Callable[..., Any], settings: Mapping[str, Any], files: Callable[[object], object]
+) -> dict[str, Any]:
+    """The keyword arguments that ``bind`` gave, from the settings as a manifest holds them; those that it does not name are the defaults.
+
+    ``files`` gives a value with its files' digests replaced by their places. Raises ValueError for what the function does not take.
+    """
+    known = parameters(function)
+    if unknown := sorted({*settings} - {*known}):
+        raise ValueError(f"unknown setting {plain(unknown[0], 60)}")
+    found: dict[str, Any] = {}
+    for name, (annotation, default) in known.items():
+        calls = _marker(annotation, Calls)
+        if name not in settings and default is inspect.Parameter.empty:
+            raise ValueError(f"the setting {name} is missing")
+        if name not in settings:
+            found[name] = default
+        elif calls is not None:
+            found[name] = [
+                Call(call, restored(calls.functions[call], given, files))
+                for entry in settings[name]
+                for call, given in entry.items()
+            ]
+        else:
+            try:
+                found[name] = check(annotation, files(settings[name]), folder=Path(), where=(name,))
+            except Problem as problem:
+                raise ValueError(f"{name}: {plain(problem.message, 120)}") from None
+    return found
+
+
 def check(annotation: Any, value: object, *, folder: Path, where: tuple[str | int, ...]) -> Any:
     """``value`` as ``annotation`` says, with relative input paths made to start at ``folder``. Raises Problem."""
     try:
@@ -235,4 +268,4 @@ def _parts(annotation: Any) -> list[Any]:
 
 
 def _shown(value: object) -> str:
-    return "nothing" if value is None else plain(repr(value), 60)
+    return "nothing" if value is None else plain(repr(private(value)), 60)

@@ -18,6 +18,8 @@ from pipeline.cluster import Cluster
 from pipeline.files import InputError, plain
 from pipeline.processes import Engine
 from pipeline.records import Target
+from pipeline.revocations import Revoked, by_stage
+from pipeline.revocations import read as read_revocations
 from pipeline.sources import HUB, EvalSet, files
 from pipeline.stages import STAGES
 
@@ -50,6 +52,7 @@ class Task(BaseModel):
     )
     choices: str | None = Field(None, description="column with the row's own closed answers")
     id: str | None = Field(None, description="column with a unique id")
+    license: str | None = Field(None, min_length=1, description="of the inputs: SPDX identifier, or a text")
     slices: Annotated[list[str], AfterValidator(_distinct)] = Field(
         default=[],
         description="columns that tell groups of rows apart: figures are given for each, and groups can be capped",
@@ -103,9 +106,10 @@ class Config:
         return tuple(dict.fromkeys(found))
 
 
-def load(path: Path | str, overrides: Iterable[str] = ()) -> Config:
+def load(path: Path | str, overrides: Iterable[str] = (), *, accept_terms: str | None = None) -> Config:
     """Read and check ``stages.yaml``. ``overrides`` are ``stage.knob=value`` as ``--set`` takes them, values in YAML.
 
+    ``accept_terms`` is the reason of ``--accept-terms``, which stands in for ``stages.train.accept_terms``.
     Raises InputError: one line with file, line, setting, problem and what to do.
     """
     path = Path(path)
@@ -127,21 +131,26 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Config:
         stages = dict(top.stages)
         for override in overrides:
             _override(stages, places, override)
+        if accept_terms is not None:
+            if not isinstance(train := stages.get("train") or {}, dict) or stages.get("train") is False:
+                raise InputError(f"{path}: --accept-terms: stages.train is switched off, so nothing is trained")
+            stages["train"] = {**train, "accept_terms": accept_terms}
         task = top.task
         if not task.inputs.startswith(HUB):
             task = task.model_copy(update={"inputs": str(folder / task.inputs)})
         eval_sets = {name: _eval_set(name, given, task) for name, given in top.eval_sets.items()}
-        bound = _bind_stages(stages, task, eval_sets, folder)
+        bound = _bind_stages(stages, task, eval_sets, folder, by_stage(read_revocations(folder / top.run)))
     except Problem as problem:
         raise located(problem, "", source, places) from None
     given = {name: value for name, value in stages.items() if isinstance(value, dict)}
     return Config(path, folder / top.run, top.engine, top.processes, top.ray, task, eval_sets, bound, given, places)
 
 
-def verify(config: Config, *, thorough: bool = False) -> None:
+def verify(config: Config, *, running: Iterable[str] = (), thorough: bool = False) -> None:
     """Check what ``load`` leaves alone because looking at results does not need it: input files, and settings against each other.
 
-    ``thorough`` also looks at what takes a while. Raises InputError with the setting's line.
+    ``running`` are the stages that are to run: whether they may is checked too. ``thorough`` also looks at what takes a while. Raises
+    InputError with the setting's line.
     """
     try:
         paths: dict[tuple[str, ...], Path | str | None] = {
@@ -162,6 +171,8 @@ def verify(config: Config, *, thorough: bool = False) -> None:
         for name, settings in config.stages.items():
             try:
                 STAGES[name].check(settings)
+                if name in running:
+                    STAGES[name].permitted(settings)
                 if thorough:
                     STAGES[name].before(settings)
             except InputError as error:
@@ -198,7 +209,11 @@ def _eval_set(name: str, given: EvalSet, task: Task) -> EvalSet:
 
 
 def _bind_stages(
-    given: Mapping[str, Any], task: Task, eval_sets: Mapping[str, EvalSet], folder: Path
+    given: Mapping[str, Any],
+    task: Task,
+    eval_sets: Mapping[str, EvalSet],
+    folder: Path,
+    revoked: Mapping[str, Revoked],
 ) -> dict[str, dict[str, Any]]:
     for name in given:
         if name not in STAGES:
@@ -206,6 +221,7 @@ def _bind_stages(
     bound: dict[str, dict[str, Any]] = {}
     values: dict[str, Any] = {"eval_sets": dict(eval_sets)}
     values |= {f"task.{name}": getattr(task, name) for name in Task.model_fields}
+    values |= {f"revoked.{name}": revoked.get(name) for name in STAGES}
 
     def lookup(path: str) -> Any:
         """A value of the configuration; a stage that another one asks for before its turn is bound then."""
@@ -222,10 +238,15 @@ def _bind_stages(
                 raise Problem(("stages", name), "this stage cannot be switched off")
             return
         bound[name] = bind(stage.settings, settings, lookup=lookup, folder=folder, where=("stages", name))
+        if name not in revoked:
+            bound[name].pop("revoked", None)  # where nothing is revoked, keys are as if nothing ever could be
         values[f"stages.{name}"] = bound[name]
         values.update({f"stages.{name}.{knob}": value for knob, value in bound[name].items()})
         if name == "sample":
             values["stages.sample.teacher.names"] = [teachers.name(one) for one in bound[name]["teacher"]]
+            values["stages.sample.teacher.terms"] = {
+                teachers.name(one): teachers.terms(one) for one in bound[name]["teacher"]
+            }
 
     for name in STAGES:
         if f"stages.{name}.on" not in values:

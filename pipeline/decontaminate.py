@@ -59,7 +59,7 @@ from pipeline.ingest import prompts as read_prompts
 from pipeline.records import Drop, Example, Prompt
 from pipeline.shots import FewShot
 from pipeline.sources import EvalSet
-from pipeline.text import excerpt, normalise, numbers, words
+from pipeline.text import NORMALISER, excerpt, normalise, numbers, words
 
 if TYPE_CHECKING:
     from pipeline.overlap import Found, Index, Weights
@@ -306,6 +306,7 @@ def resolve(sketches: Sequence[Sketch], prepared: Prepared, **settings: Any) -> 
             for name in settings["eval_sets"]
         },
         "methods": dict(sorted(by_method.items())),
+        "normaliser": NORMALISER,
         "shared_passages": {"rows": shared, "examples": passages},
     }
 

@@ -56,8 +56,12 @@ def identity() -> dict[str, str]:
 
     Read from the record, so it costs nothing; ``verify`` tells whether the files are still those.
     """
-    files = {name: found for name, (_, found) in _recorded(folder()).items()}
-    return {"name": NAME, "recipe": _recipe(), "digest": hashlib.sha256(canonical_json(files)).hexdigest()}
+    return {"name": NAME, "recipe": _recipe(), "digest": hashlib.sha256(canonical_json(files())).hexdigest()}
+
+
+def files() -> dict[str, str]:
+    """SHA-256 of each of the model's files by its name, from the record. Raises InputError as ``folder`` does."""
+    return {name: found for name, (_, found) in _recorded(folder()).items()}
 
 
 def verify() -> None:

@@ -243,7 +243,7 @@ def evaluate(
     for name in eval_sets:
         here = {model: [row for row in given if row.eval_set == name] for model, given in predictions.items()}
         dropped = sum(drop.id.startswith(f"{name}/") for drop in drops)
-        found_sets[name] = _set_metrics(here, classes, label_type, majority, parameters, dropped, bootstrap, seed)
+        found_sets[name] = set_metrics(here, classes, label_type, majority, parameters, dropped, bootstrap, seed)
     metrics = Metrics(label_type=label_type, interval=INTERVAL, eval_sets=found_sets)
     write_json(job.folder / METRICS, metrics.model_dump(mode="json"))
     with atomic(job.folder / RATIONALES) as file:
@@ -257,7 +257,7 @@ def evaluate(
             eval_set, _, row = drop.id.partition("/")
             yield drop.changed(id=f"{eval_set}/{model}/{row}")
     return Totals(
-        (len(rows) + len(drops)) * len(answered), {"models": list(predictions), "summary": _summary(found_sets)}
+        (len(rows) + len(drops)) * len(answered), {"models": list(predictions), "summary": summary(found_sets)}
     )
 
 
@@ -639,7 +639,7 @@ def _predictions(rows: list[_Row], answered: _Answered, label_type: LabelType) -
     ]
 
 
-def _set_metrics(
+def set_metrics(
     predictions: dict[str, list[Prediction]],
     classes: list[str],
     label_type: LabelType,
@@ -649,6 +649,10 @@ def _set_metrics(
     resamples: int,
     seed: int,
 ) -> SetMetrics:
+    """What the predictions on one eval set come to, by model; all models have the same rows in the same order.
+
+    ``parameters`` are the models' sizes, ``dropped`` the rows that do not count, ``resamples`` those of each bootstrap.
+    """
     rows = max((len(given) for given in predictions.values()), default=0)
     teacher = predictions.get("teacher")
     models = {
@@ -707,7 +711,7 @@ def _model_metrics(
     )
 
 
-def _summary(eval_sets: dict[str, SetMetrics]) -> dict[str, dict[str, str]]:
+def summary(eval_sets: dict[str, SetMetrics]) -> dict[str, dict[str, str]]:
     """Each eval set's accuracies in one line a model, for the manifest and the terminal."""
     return {
         name: {

@@ -40,19 +40,42 @@ def plain(text: str, limit: int = 300) -> str:
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
+HIDDEN = "(hidden)"
+_SECRET = r"(?:api|access|secret|private)[_-]?key|secret|password|passwd|credentials?|authorization"
+_SECRET_NAME = re.compile(
+    rf"(?:.*[_-])?(?:{_SECRET})|(?:(?:hf|hub|api|auth|access|bearer|session)[_-]?)?token", re.IGNORECASE
+)
+_SECRET_IN_QUERY = re.compile(
+    rf"(?<=[?&;])((?:[\w-]*[_-])?(?:{_SECRET}|token|key|signature|sig|auth|pwd))=[^&;#\s\"'<>]*", re.IGNORECASE
+)
+_USER_INFORMATION = re.compile(r"(?<=://)[^/?#\s@]*(?:@[^/?#\s@]*)*@")
+
+
 def private(value: Any) -> Any:
-    """A JSON value whose texts tell nobody's name or password: no user information in addresses, the home folder as ``~``."""
+    """A JSON value whose texts tell nobody's name or password.
+
+    Addresses lose user information and the values of parameters such as ``api_key`` and ``token``, home folders become ``~``, and a text
+    under such a name (``hf_token``) is hidden. Limits: a secret under any other name, or in the middle of a text, is not recognised.
+    """
     if isinstance(value, dict):
-        return {private(name): private(item) for name, item in value.items()}
+        return {
+            private(name): HIDDEN
+            if item and isinstance(item, str) and _SECRET_NAME.fullmatch(str(name))
+            else private(item)
+            for name, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [private(item) for item in value]
     return _private_text(value) if isinstance(value, str) else value
 
 
 def _private_text(text: str) -> str:
-    text = re.sub(r"(?<=://)[^/?#\s@]*(?:@[^/?#\s@]*)*@", "", text)
+    text = _SECRET_IN_QUERY.sub(rf"\1={HIDDEN}", _USER_INFORMATION.sub("", text))
     home = os.path.expanduser("~")  # noqa: PTH111 - a text is wanted, and none where there is no home
-    return re.sub(rf"{re.escape(home)}(?=/|$|[^\w.-])", "~", text) if home not in ("~", "/", "") else text
+    for folder in dict.fromkeys((home, os.path.realpath(home))):
+        if folder not in ("~", "/", ""):
+            text = re.sub(rf"{re.escape(folder)}(?=/|$|[^\w.-])", "~", text)
+    return re.sub(r"(?<![\w.~/-])/(?:home|Users)/[^/\s\"':]+", "~", text)
 
 
 def canonical_json(value: object) -> bytes:
@@ -60,7 +83,10 @@ def canonical_json(value: object) -> bytes:
 
     Raises ValueError for NaN and infinities and for text that is no Unicode (lone surrogates).
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _CANONICAL.encode(value).encode()
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest(value: object) -> str:
@@ -187,6 +213,8 @@ def held_alone(lock: Path, what: Path) -> Iterator[None]:
             yield
         finally:
             _HELD.discard(file)
+            file.seek(0)
+            file.truncate()  # nobody holds it any more, and the host's name is nobody else's business
 
 
 _HELD: set[IO[str]] = set()

@@ -10,6 +10,8 @@ names it.
 ``slices`` holds, as text, the row's values in the columns that ``task.slices`` names: ``slices: [source]`` gives {"source": "wiki"}. They
 go with the row to its example, where groups of rows can be told apart. Every row must have these columns.
 
+Rows that were revoked (see ``pipeline.revocations``), by their id or with their whole file, are dropped as ``revoked``.
+
 Limits: ids are held in memory to see doubles (about 100 bytes a row).
 """
 
@@ -22,6 +24,7 @@ from pipeline.binding import From
 from pipeline.files import InputError, digest, plain
 from pipeline.prompts import render_text
 from pipeline.records import Drop, Prompt
+from pipeline.revocations import REASON, Revoked
 from pipeline.sources import Row, read
 
 OnBadRow = Literal["stop", "drop"]
@@ -36,10 +39,12 @@ def ingest(
     choices: Annotated[str | None, From("task.choices")],
     id: Annotated[str | None, From("task.id")],
     slices: Annotated[Sequence[str], From("task.slices")] = (),
+    revoked: Annotated[Revoked | None, From("revoked.ingest")] = None,
 ) -> Iterator[Prompt | Drop]:
     """Accept rows as prompts. A bad row stops the run with its place, or becomes a drop with reason ``bad_row``."""
     seen: dict[str, str] = {}
     repeats: Counter[str] = Counter()
+    rows_out, files_out = (revoked or {}).get("row", {}), (revoked or {}).get("file", {})
     for number, (source, row) in enumerate(rows, 1):
         try:
             if isinstance(row, InputError):
@@ -58,7 +63,11 @@ def ingest(
             repeats[prompt.id] += 1
             prompt = prompt.changed(id=f"{prompt.id}.{repeats[prompt.id] + 1}")
         seen[prompt.id] = source
-        yield prompt
+        why = rows_out.get(prompt.id, files_out.get(source.rpartition(":")[0]))
+        if why is None:
+            yield prompt
+        else:
+            yield Drop(id=prompt.id, reason=REASON, evidence={"source": source, "because": why})
 
 
 def prompts(
@@ -70,9 +79,11 @@ def prompts(
     id: str | None,
     slices: Sequence[str] = (),
     on_bad_row: OnBadRow = "stop",
+    revoked: Revoked | None = None,
 ) -> Iterator[Prompt | Drop]:
     """The rows of a source file as ingest would accept them: eval sets are read by this."""
-    return ingest(read(path), on_bad_row=on_bad_row, input=input, gold=gold, choices=choices, id=id, slices=slices)
+    settings: dict[str, Any] = {"input": input, "gold": gold, "choices": choices, "id": id, "slices": slices}
+    return ingest(read(path), on_bad_row=on_bad_row, revoked=revoked, **settings)
 
 
 def _prompt(

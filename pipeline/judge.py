@@ -32,6 +32,7 @@ from pipeline.files import InputError, RunError, plain, strict_json, write_json
 from pipeline.outputs import Job, Totals
 from pipeline.records import Drop, Example, Judgement, Manifest, Prompt, Response, Target
 from pipeline.requests import Asking, all_requests
+from pipeline.revocations import Revoked
 from pipeline.sample import TEMPLATES
 from pipeline.spending import Budget, Meter
 from pipeline.teachers import TeacherSettings
@@ -99,6 +100,7 @@ def resolve(
     targets: Annotated[Sequence[Target], From("task.targets")] = ("label", "rationale"),
     choices: Annotated[str | None, From("task.choices")] = None,
     gold: Annotated[str | None, From("task.gold")] = None,
+    revoked: Annotated[Revoked | None, From("revoked.judge")] = None,
 ) -> Judging:
     """What the judge is asked, from the settings of the stage.
 
@@ -119,7 +121,8 @@ def resolve(
     )
     with _as_judge():
         asking = requests.resolve(identities, teacher=[teacher], prompt=prompt, chunk=chunk, budget=budget, **asked)
-    return Judging(replace(asking, stage="judge"), show_gold, on_failure)
+    asking = replace(asking, stage="judge", revoked=(revoked or {}).get("judgement", {}))
+    return Judging(asking, show_gold, on_failure)
 
 
 def judge(job: Job, **settings: Any) -> Generator[Example | Drop, None, Totals]:
@@ -140,14 +143,14 @@ def judge(job: Job, **settings: Any) -> Generator[Example | Drop, None, Totals]:
     failed: Counter[str] = Counter()
 
     def rows() -> Iterator[Prompt]:
-        return (_prompt(example, judging) for example in outputs.read(folder, Example))
+        return (prompt_of(example, judging) for example in outputs.read(folder, Example))
 
     try:
         with _as_judge():
             answers = ask(asking, rows, job.responses, total=total, meters=meters)
             for example, answer in zip(outputs.read(folder, Example), answers, strict=True):
                 tally.add(answer)
-                found = _judgement(example, answer, respondent.name)
+                found = judgement_of(example, answer, respondent.name)
                 if isinstance(found, Judgement):
                     scores[found.score] += 1
                     yield example.changed(judgement=found)
@@ -174,6 +177,11 @@ def identities(settings: Mapping[str, Any]) -> dict[str, dict[str, JsonValue]]:
     return sample.identities({"teacher": [settings["teacher"]]})
 
 
+def models(settings: Mapping[str, Any], identities: Mapping[str, Any]) -> dict[str, dict[str, JsonValue]]:
+    """Further facts about the judge, as sample has them about its teachers."""
+    return sample.models({"teacher": [settings["teacher"]]}, identities)
+
+
 def check(settings: Mapping[str, Any]) -> Judging:
     """Everything that can be checked before a judge is there, the rubric on an example of the task's shape. Raises InputError."""
     judging = resolve({}, **settings)
@@ -192,20 +200,32 @@ def check(settings: Mapping[str, Any]) -> Judging:
             choices=["text"] if settings["choices"] is not None else None,
         )
         with _as_judge():
-            next(all_requests(judging.asking, _prompt(made_up, judging)))
+            next(all_requests(judging.asking, prompt_of(made_up, judging)))
     return judging
 
 
 def proof(example: Example, folder: Path, manifest: Manifest) -> tuple[dict[str, JsonValue], str, str]:
     """The rubric as it was sent about an example, its request's family and key, from what a finished stage left on disk."""
+    judging = judging_of(folder, manifest)
+    prompt = prompt_of(example, judging)
+    _, request = next(all_requests(judging.asking, prompt))
+    return requests.sent_of(prompt, request.messages), request.family, request.key
+
+
+def judging_of(folder: Path, manifest: Manifest) -> Judging:
+    """What a finished stage asked, from what it left on disk; good for ``all_requests``."""
     template = prompts.read_snapshot(folder / TEMPLATES) if (folder / TEMPLATES).is_file() else None
     settings: Any = manifest.settings
     shape = {name: settings[name] for name in ("temperature", "top_p", "max_tokens", "seed", "sampling", "labels")}
     asked = {**_asked(**shape), "teacher": [settings["teacher"]]}
     asking = requests.from_manifest(asked, manifest.identities, template, None)
-    prompt = _prompt(example, Judging(asking, settings["show_gold"], settings["on_failure"]))
-    _, request = next(all_requests(asking, prompt))
-    return requests.sent_of(prompt, request.messages), request.family, request.key
+    return Judging(asking, settings["show_gold"], settings["on_failure"])
+
+
+def wanted(settings: Mapping[str, Any], examples: Path) -> tuple[Asking, Iterator[Prompt]]:
+    """What a judge is asked, and about which prompts, given the finished folder that the examples are read from. Raises InputError."""
+    judging = resolve(**settings)
+    return judging.asking, (prompt_of(example, judging) for example in outputs.read(examples, Example))
 
 
 def _asked(**given: Any) -> dict[str, Any]:
@@ -214,7 +234,7 @@ def _asked(**given: Any) -> dict[str, Any]:
     return {**fixed, "logprobs": False, "soft_labels": None, "rationalise": False, **given}
 
 
-def _prompt(example: Example, judging: Judging) -> Prompt:
+def prompt_of(example: Example, judging: Judging) -> Prompt:
     """The example as the rubric is shown it."""
     columns: dict[str, JsonValue] = {
         "input": example.input,
@@ -236,7 +256,7 @@ def _prompt(example: Example, judging: Judging) -> Prompt:
     )
 
 
-def _judgement(example: Example, answer: Response | Drop, judge: str) -> Judgement | Drop:
+def judgement_of(example: Example, answer: Response | Drop, judge: str) -> Judgement | Drop:
     """What the judge said, or the drop that tells why there is nothing."""
     if isinstance(answer, Drop):
         evidence: dict[str, JsonValue] = {"why": f"the judge gave no answer: {answer.reason}", **answer.evidence}

@@ -9,7 +9,8 @@ The root over no lines is SHA-256 of nothing. ``path`` is what it takes, beside 
     tree = Tree([leaf(line) for line in lines])
     climbed(leaf(lines[7]), 7, len(lines), tree.path(7)) == tree.root
 
-Limits: a tree is held in memory, 64 bytes a line.
+Limits: a tree is held in memory, 64 bytes a line. A path fits several sizes where the way up looks the same (the RFC's log signs the size
+beside the root): whoever climbs one takes the size from what is trusted.
 """
 
 import hashlib

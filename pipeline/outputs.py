@@ -196,7 +196,11 @@ def write_text(path: Path, text: str) -> None:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished folder. Raises RunError, naming file and field, where it is not exactly what was written."""
-    path = folder / MANIFEST
+    return read_manifest_file(folder / MANIFEST)
+
+
+def read_manifest_file(path: Path) -> Manifest:
+    """The manifest in a file, wherever it lies. Raises RunError as ``read_manifest`` does."""
     try:
         raw = path.read_bytes()
         found = strict_json(raw)

@@ -6,8 +6,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.explore import DryRun, Suspects
+    from pipeline.resample import Report
     from pipeline.results import Allowance, Estimate
+    from pipeline.revocations import Revocation
+    from pipeline.revoke import Reach, Reached
     from pipeline.runner import Outcome
 
 
@@ -113,6 +118,83 @@ def suspects(found: "Suspects") -> None:
     print(line)
     if told.first:
         print("    of the first " + ", ".join(f"{rank:,} {rate:.1%}" for rank, rate in told.first.items()))
+
+
+def revoked(known: "list[Revocation]", held: "list[Reached]") -> None:
+    """What is revoked, and the results that still hold it."""
+    table(("revoked", "id", "source", "reason"), [(one.kind, one.id, one.source or "", one.reason) for one in known])
+    _reached(held)
+
+
+def reach(run: "Path", found: "Reach", *, recorded: bool) -> None:
+    """What a revocation reached, and what to do about it."""
+    from pipeline.files import plain
+
+    one = found.revocation
+    print(f"{one.kind} {plain(one.id)}{f' ({plain(one.source)})' if one.source else ''}: {plain(one.reason, 1000)}")
+    _reached(found.results)
+    places: dict[str, Iterable[object]] = {
+        "students and baselines": found.checkpoints,
+        "evaluations": found.evaluations,
+        "exports and signatures": found.documents,
+        "answers in the response store, which stay, so that none is asked for again": found.stored,
+    }
+    for title, paths in places.items():
+        print(f"{title}: {plain(', '.join(map(str, paths)), 2000) or 'none'}")
+    if found.duplicates:
+        told = f"{', '.join(found.duplicates[:3])}{', ..' if len(found.duplicates) > 3 else ''}"
+        print(
+            f"dropped as its duplicates, and back without it: {len(found.duplicates):,} ({plain(told)}); revoke them, too, if they are bad"
+        )
+    if not recorded:
+        print("nothing was written")
+        return
+    said = "was revoked before" if found.known else "recorded"
+    print(f"{said} in {run / 'revoked.jsonl'}; `stepdistill run` builds without it")
+    old = [str(one.folder) for one in found.results if one.kept] + list(map(str, found.evaluations))
+    if old:
+        print(
+            f"then these results are no longer in force, but lie on disk until you remove them: {plain(' '.join(old), 10_000)}"
+        )
+
+
+def _reached(results: "list[Reached]") -> None:
+    rows = [
+        (
+            one.stage,
+            one.folder.name[:8],
+            "in force" if one.in_force else "earlier",
+            f"{one.kept:,}",
+            f"{one.dropped:,}",
+            ", ".join(row["id"] for row in one.rows[:3]) + (", .." if len(one.rows) > 3 else ""),
+        )
+        for one in results
+    ]
+    table(("stage", "result", "", "kept", "dropped", "rows"), rows, right=(3, 4))
+
+
+def resampled(report: "Report") -> None:
+    """How often teachers that were asked again gave the same answer."""
+    from pipeline.files import plain
+
+    for name, why in report.absent.items():
+        print(f"asked again: not {plain(name, 80)}: {why}")
+    print(
+        f"asked again: {report.asked:,} rows, {report.same_text:,} with the same text, {report.same_label:,} with the same label, "
+        f"{report.failed:,} failed"
+    )
+    rows = [
+        (
+            plain(one.id, 60),
+            plain(one.label_before or "none", 30),
+            "failed" if one.failed else plain(one.label_now or "none", 30),
+            plain(one.before, 60),
+            plain(one.now, 60),
+        )
+        for one in report.differing
+    ]
+    if rows:
+        table(("row", "label", "label now", "text", "text now"), rows)
 
 
 def summary(outcomes: Iterable["Outcome"]) -> None:

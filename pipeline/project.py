@@ -37,7 +37,7 @@ def check(path: Path | str, overrides: Iterable[str] = ()) -> str:
     Raises InputError at the first thing that cannot be used.
     """
     config = load(path, overrides)
-    verify(config, thorough=True)
+    verify(config, running=config.stages, thorough=True)
     task = config.task
     asking = sample.check(config.stages["sample"])
     rows = bad = 0
@@ -73,16 +73,25 @@ def check(path: Path | str, overrides: Iterable[str] = ()) -> str:
     return f"ready: {rows:,} inputs{told}; eval sets: {', '.join(sets) or 'none'}; stages: {', '.join(config.stages)}"
 
 
-def train_alone(shards: Path, student: str, out: Path, layers: int | None, settings: Iterable[str]) -> dict[str, Any]:
+def train_alone(
+    shards: Path,
+    student: str,
+    out: Path,
+    layers: int | None,
+    settings: Iterable[str],
+    accept_terms: str | None = None,
+) -> dict[str, Any]:
     """SFT on any folder of shards. ``settings`` are ``knob=value`` of the train stage. Raises InputError."""
     given: dict[str, Any] = {"student": {"from": student, "layers": layers}, "baseline": False}
+    if accept_terms is not None:
+        given["accept_terms"] = accept_terms
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals:
             raise InputError(f"--set {plain(setting)}: write it as knob=value, for example alpha=0.3")
         given[name.strip()], _ = read_yaml(value, f"--set {plain(name)}", mapping=False)
     try:
-        bound = bind(STAGES["train"].settings, given, lookup={"task.targets": None}.__getitem__, folder=Path.cwd())
+        bound = bind(STAGES["train"].settings, given, lookup=lambda path: None, folder=Path.cwd())
     except Problem as problem:
         raise located(problem, "", "--set", {}) from None
     details: dict[str, Any] = train.train_on_shards(shards, out=out, **bound)

@@ -54,12 +54,14 @@ def ask(config: Config, stage: str, settled: Mapping[str, Path] | None = None) -
             return None
         parents[parent] = Parent(key=folder.name, manifest=sha256(folder / outputs.MANIFEST))
     found: list[Source] = []
-    root = config.file.resolve().parent
+    root = config.file.parent  # by which relative paths in the settings begin
     settings = {name: _resolved(value, found, root) for name, value in config.stages[stage].items()}
     if not STAGES[stage].reads:
-        settings["inputs"] = _resolved(_source(config.task.inputs), found, root)
+        read: list[Source] = []
+        settings["inputs"] = _resolved(_source(config.task.inputs), read, root)
         if config.task.inputs.startswith(sources.HUB):
-            found.append(_hub(config.task.inputs))
+            read.append(_hub(config.task.inputs))
+        found += _licensed(read, config.task.license)
     settings = private(settings)
     identities = private(STAGES[stage].identities(config.stages[stage]))
     key = key_of(stage, STAGES[stage].version, settings, parents, identities)
@@ -98,7 +100,7 @@ def plan(config: Config, stages: list[str] | None = None, *, force: bool = False
         reasons = [f"{parent} runs" for parent in waiting]
         last = outputs.current(config.run, stage)
         if last is not None:
-            reasons += _changes(outputs.read_manifest(last), stage, asked, set(waiting))
+            reasons += changes(outputs.read_manifest(last), stage, asked, set(waiting))
         elif not waiting:
             reasons.append("never run")
         finished = finished_folder(config, stage, asked.key) if asked is not None and not waiting else None
@@ -146,7 +148,8 @@ def _moved(old: list[Any], new: list[Any]) -> str:
     return ", ".join(came + went)
 
 
-def _changes(manifest: Manifest, stage: str, asked: Ask | None, waiting: set[str]) -> list[str]:
+def changes(manifest: Manifest, stage: str, asked: Ask | None, waiting: set[str]) -> list[str]:
+    """What differs between a result and what would be made now, one line each; of parents but those that are ``waiting``."""
     reasons = []
     if manifest.version != STAGES[stage].version:
         reasons.append(f"{stage}: version {manifest.version} -> {STAGES[stage].version}")
@@ -182,8 +185,11 @@ def _resolved(value: Any, found: list[Source], root: Path) -> Any:
     if isinstance(value, Path):
         return _file_digest(value, found, root)
     if isinstance(value, BaseModel):
-        fields = type(value).model_fields.items()
-        return {info.alias or name: _resolved(getattr(value, name), found, root) for name, info in fields}
+        read: list[Source] = []
+        fields = [(name, info) for name, info in type(value).model_fields.items() if not info.exclude]
+        resolved = {info.alias or name: _resolved(getattr(value, name), read, root) for name, info in fields}
+        found += _licensed(read, value.license if isinstance(value, sources.EvalSet) else None)
+        return resolved
     if isinstance(value, Call):
         return {value.name: _resolved(value.settings, found, root)}
     if isinstance(value, Mapping):
@@ -207,14 +213,22 @@ def _file_digest(path: Path, found: list[Source], root: Path) -> Any:
 
 
 def _input(path: Path, root: Path) -> Source:
-    path = path.resolve()
-    shown = path.relative_to(root) if path.is_relative_to(root) else path
-    return Source(uri=private(str(shown)), bytes=path.stat().st_size, sha256=sha256(path))
+    """A file that is read; shown as the settings give it, so that it reads the same in every copy of a project."""
+    resolved, within = path.resolve(), root.resolve()
+    if path.is_relative_to(root):
+        shown = path.relative_to(root)
+    else:
+        shown = resolved.relative_to(within) if resolved.is_relative_to(within) else resolved
+    return Source(uri=private(shown.as_posix()), bytes=path.stat().st_size, sha256=sha256(path))
 
 
 def _hub(source: str) -> Source:
     name, revision, _ = sources.hub_name(source)
     return Source(uri=f"{sources.HUB}{name}", revision=revision)
+
+
+def _licensed(found: list[Source], license: str | None) -> list[Source]:
+    return [source.model_copy(update={"license": license}) for source in found] if license else found
 
 
 def _distinct(found: list[Source]) -> list[Source]:

@@ -25,6 +25,7 @@ from pipeline.files import InputError, digest, plain
 from pipeline.prompts import Messages, Template
 from pipeline.records import Prompt
 from pipeline.responses import family_key, request_key
+from pipeline.revocations import Revoked
 from pipeline.shots import FewShot, Shots
 from pipeline.spending import Budget
 from pipeline.teachers import Request, Teachers, TeacherSettings
@@ -110,6 +111,9 @@ class Asking:
     workers: int = 1
     cluster: RayCluster = field(default_factory=RayCluster)
     stage: str = "sample"  # for what is said while asking
+    revoked: Mapping[str, str] = field(
+        default_factory=dict
+    )  # requests that are not asked, and answers not used, and why
 
 
 def resolve(
@@ -141,6 +145,7 @@ def resolve(
     choices: Annotated[str | None, From("task.choices")] = None,
     gold: Annotated[str | None, From("task.gold")] = None,
     input: Annotated[str | None, From("task.input")] = None,
+    revoked: Annotated[Revoked | None, From("revoked.sample")] = None,
 ) -> Asking:
     """What is asked of whom, from the settings of the stage.
 
@@ -214,7 +219,8 @@ def resolve(
         labels=labels,
     )
     _sampling(asking, labels or ["label"], greedy=False)
-    return replace(asking, chunk=chunk, budget=budget, engine=engine, workers=workers, cluster=ray or RayCluster())
+    asking = replace(asking, chunk=chunk, budget=budget, engine=engine, workers=workers, cluster=ray or RayCluster())
+    return replace(asking, revoked=(revoked or {}).get("response", {}))
 
 
 def _check_variables(template: Template, gold: str | None, own: set[str], *, rationalise: bool) -> None:

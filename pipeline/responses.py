@@ -320,6 +320,39 @@ def read_store(folder: Path) -> Iterator[tuple[Path, int, Stored]]:
         yield path, number, _stored(head, f"{path}:{number}")
 
 
+def encoded(record: Stored) -> bytes:
+    """The line that holds a record, with its check and its newline."""
+    return _framed(record.line())
+
+
+def absent(folder: Path) -> list[Path]:
+    """The segments that are not there, though one behind them is, or segments.json names them. Raises RunError where that is damaged."""
+    live = _live(folder)
+    there = {_number(path) for path in segments(folder)}
+    last = max([*there, live.first + len(live.sizes) - 1])
+    return [folder / _name(number) for number in range(live.first, last + 1) if number not in there]
+
+
+def shorter(folder: Path) -> bool:
+    """Whether a segment has fewer bytes than segments.json says, or is missing. Raises RunError where that is damaged."""
+    return next(_short(folder, _live(folder)), None) is not None
+
+
+def settle(folder: Path) -> None:
+    """Write segments.json anew, to say that the segments which lie there are the store: after damage was cut out, or where it is missing."""
+    paths = segments(folder)
+    first = _number(paths[0]) if paths else 0
+    _mark(folder, _live(folder).model_copy(update={"first": first, "sizes": [path.stat().st_size for path in paths]}))
+
+
+def record(raw: bytes, place: str) -> Stored:
+    """The record that a line of a segment holds. Raises RunError that names ``place`` where it is damaged."""
+    head = _checked(raw)
+    if head is None:
+        raise RunError(f"{place}: {_damage(raw)}")
+    return _stored(head, place)
+
+
 @dataclass(frozen=True)
 class Compacted:
     """What ``compact`` did: ``unreachable`` records could never be given as an answer, ``unwanted`` ones were another teacher's."""
@@ -428,21 +461,26 @@ def _settle(file: IO[bytes]) -> None:
     file.close()
 
 
+def missing(folder: Path) -> Iterator[str]:
+    """One line for each segment that should be there, and is not, or not all of it. Raises RunError where nobody can tell."""
+    live = _live(folder)
+    yield from _short(folder, live)
+    for expected, path in enumerate(segments(folder), live.first):
+        if path.name != _name(expected):
+            yield f"{folder / _name(expected)}: missing, though {path.name} is there"
+            break
+
+
 def verify(folder: Path) -> Iterator[str]:
     """Every problem of the store, one line each with file and line. An interrupted write at the end of the last segment is none."""
     seen: set[bytes] = set()
     identities: set[str] = set()
     try:
-        live = _live(folder)
         paths = segments(folder)
+        yield from missing(folder)
     except RunError as error:
         yield str(error)
         return
-    yield from _short(folder, live)
-    for expected, path in enumerate(paths, live.first):
-        if path.name != _name(expected):
-            yield f"{folder / _name(expected)}: missing, though {path.name} is there"
-            break
     with _reading(folder) as advance:
         for path in paths:
             for number, _, raw in _lines(path):

@@ -197,6 +197,7 @@ def source_rows(config: Config) -> Iterator[Prompt | Drop]:
         id=task.id,
         slices=task.slices,
         on_bad_row=config.stages["ingest"]["on_bad_row"],
+        revoked=config.stages["ingest"].get("revoked"),
     )
 
 

@@ -60,8 +60,8 @@ def run(
     """
     if not isinstance(config, Config):
         config = load(config, overrides)
-    verify(config)
     chosen = choose(config, stages, start, until)
+    verify(config, running=chosen)
     outcomes = []
     config.run.mkdir(parents=True, exist_ok=True)
     with (
@@ -183,7 +183,7 @@ def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew) -> Path:
         parents=asked.parents,
         sources=[_with_rows(source, tally) for source in asked.sources],
         identities=asked.identities,
-        models=private(stage.models(settings)),
+        models=private(stage.models(settings, asked.identities)),
         code=environment.code(),
         environment=environment.environment(),
         counts=counts,

@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from pipeline import outputs, prompts, shots, teachers, usage
 from pipeline.asking import ask
-from pipeline.files import canonical_json, write_json
+from pipeline.files import canonical_json, digest, write_json
 from pipeline.outputs import Job, Totals
 from pipeline.progress import bar
 from pipeline.records import Drop, Manifest, Prompt, Response
@@ -60,9 +60,16 @@ def sample(job: Job, **settings: Any) -> Generator[Response | Drop, None, Totals
     wanted = total * (len(asking.respondents) - len(shared))
     if shared:
         wanted += sum(respondent.takes(prompt) for prompt in outputs.read(folder, Prompt) for respondent in shared)
-    return Totals(
-        rows_in=wanted * asking.n, details={"teachers": asked, "sampling": asking.sampling, "seed": asking.seed}
-    )
+    details: dict[str, object] = {"teachers": asked, "sampling": asking.sampling, "max_tokens": asking.max_tokens}
+    details |= {"seed": asking.seed, "seed_rule": "seed + sample index", "prompt": _prompt_facts(asking.template)}
+    return Totals(rows_in=wanted * asking.n, details=details)
+
+
+def _prompt_facts(template: prompts.Template | None) -> dict[str, JsonValue] | None:
+    """The template's digest and the variables that it takes from outside; None for recorded completions without a prompt."""
+    if template is None:
+        return None
+    return {"digest": digest(prompts.snapshot(template)), "variables": [*sorted(prompts.variables_of(template))]}
 
 
 def answers(
@@ -136,7 +143,7 @@ def pending(rows: Iterable[Prompt], *, settings: Mapping[str, Any], responses: P
         for row in rows:
             for respondent, request in all_requests(asking, row):
                 family = bytes.fromhex(request.family)
-                if family in seen:
+                if family in seen or request.key in asking.revoked:
                     continue
                 seen.add(family)
                 mine = found[respondent.name]
@@ -212,19 +219,32 @@ def _lengths(responses: Path, max_tokens: int, wanted: set[tuple[str, bytes]]) -
     return {place: tokens / answers for place, (tokens, answers) in sums.items()}
 
 
-def proof(prompt: Prompt, folder: Path, manifest: Manifest, number: int) -> tuple[dict[str, JsonValue], str, str]:
-    """The prompt as it was sent for a row's response ``number``, its request's family and key, from what a finished stage left on disk."""
+def asking_of(folder: Path, manifest: Manifest) -> Asking:
+    """What a finished stage asked, from what it left on disk; good for ``all_requests`` only. Raises InputError for damaged snapshots."""
     template = prompts.read_snapshot(folder / TEMPLATES) if (folder / TEMPLATES).is_file() else None
     few_shot = manifest.settings.get("few_shot")
     examples = shots.read_snapshot(folder / SHOTS, few_shot) if isinstance(few_shot, dict) else None
-    asking = from_manifest(manifest.settings, manifest.identities, template, examples)
-    _, request = list(all_requests(asking, prompt))[number]
+    return from_manifest(manifest.settings, manifest.identities, template, examples)
+
+
+def proof(prompt: Prompt, folder: Path, manifest: Manifest, number: int) -> tuple[dict[str, JsonValue], str, str]:
+    """The prompt as it was sent for a row's response ``number``, its request's family and key, from what a finished stage left on disk."""
+    _, request = list(all_requests(asking_of(folder, manifest), prompt))[number]
     return sent_of(prompt, request.messages), request.family, request.key
 
 
 def identities(settings: Mapping[str, Any]) -> dict[str, dict[str, JsonValue]]:
     """Each teacher's identity, as it resolves now, by the name it has in a manifest."""
     return {TEACHER + teachers.name(one): teachers.identity(one) for one in settings["teacher"]}
+
+
+def models(settings: Mapping[str, Any], identities: Mapping[str, Any]) -> dict[str, dict[str, JsonValue]]:
+    """Further facts about each teacher, by the same names: files, engine, how it is spread over machines, terms of its outputs."""
+    found: dict[str, dict[str, JsonValue]] = {}
+    for one in settings["teacher"]:
+        name = TEACHER + teachers.name(one)
+        found[name] = {**teachers.facts(one, identities[name]), "workers": settings.get("workers", 1)}
+    return found
 
 
 def check(settings: Mapping[str, Any]) -> Asking:

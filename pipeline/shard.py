@@ -34,6 +34,7 @@ from pipeline.binding import From, suggestion
 from pipeline.files import InputError, plain
 from pipeline.labels import LabelType
 from pipeline.records import Drop, Example, Target, TrainingRow, features
+from pipeline.terms import OutputTerms
 
 LABEL_PREFIX = "[label] "
 RATIONALE_PREFIX = "[rationale] "
@@ -86,13 +87,17 @@ def shard(
     labels: Annotated[Sequence[str] | None, From("task.labels")] = None,
     gold: Annotated[str | None, From("task.gold")] = "gold",
     teachers: Annotated[Sequence[str], From("stages.sample.teacher.names")] = (),
+    task: Annotated[str, From("task.name")] = "unnamed",
+    license: Annotated[str | None, From("task.license")] = None,
+    output_terms: Annotated[Mapping[str, OutputTerms] | None, From("stages.sample.teacher.terms")] = None,
 ) -> Iterator[TrainingRow | Drop]:
     """One training row for each example and target, in order; an example that lacks one of them is dropped with all of them.
 
     ``label``: which one is trained on. ``teacher``: whose, with ``label: teacher``; the first of stages.sample.teacher where none is named.
     ``rationale_of_other_label``: what becomes of an example whose rationale argues for another label than the one trained on.
-    ``validation`` is the share of examples that are held back; ``rows_per_shard`` is read by whoever writes the files. Raises InputError,
-    before the first row, where settings do not go together.
+    ``validation`` is the share of examples that are held back; ``rows_per_shard`` and ``task``, the name that stands in the data card, are
+    read by whoever writes the files. The inputs' ``license`` and the ``output_terms`` by teacher change no row: they go along with the
+    rows, in the manifest. Raises InputError, before the first row, where settings do not go together.
     """
     if label == "gold" and gold is None:
         raise InputError("stages.shard.label: gold needs task.gold, the column with the true label; set it")
@@ -197,7 +202,7 @@ def data_card(task_name: str, rows: Mapping[str, int], details: Mapping[str, obj
     facts to be listed (teacher, settings, sources); their text is escaped, so that no fact can alter the card.
     """
     present = [name for name in SPLITS if rows.get(name)]
-    head = ["---", f"pretty_name: {_quoted(task_name)}", "license: unknown", "task_categories:", "- text-generation"]
+    head = ["---", f"pretty_name: {quoted(task_name)}", "license: unknown", "task_categories:", "- text-generation"]
     if present:
         head += ["configs:", "- config_name: default", "  data_files:"]
         for name in present:
@@ -206,7 +211,7 @@ def data_card(task_name: str, rows: Mapping[str, int], details: Mapping[str, obj
         for column, kind in features(TrainingRow).items():
             head += [f"  - name: {column}", f"    dtype: {kind}"]
     text = [
-        f"# Training rows: {_escaped(task_name)}",
+        f"# Training rows: {escaped(task_name)}",
         "",
         "Made by stepdistill: inputs with the answers that a teacher model gave to them, as prompts and completions for a smaller model.",
         "",
@@ -216,7 +221,7 @@ def data_card(task_name: str, rows: Mapping[str, int], details: Mapping[str, obj
         "",
         "| about | |",
         "|---|---|",
-        *(f"| {_escaped(name)} | {_escaped(_fact(value))} |" for name, value in details.items()),
+        *(f"| {escaped(name)} | {escaped(_fact(value))} |" for name, value in details.items()),
         "| licence | unknown: it follows from the inputs' source and the teacher's terms |",
         "",
         "Each row holds `id` (`<example>/<task>`), `example`, `task`, `split`, `prompt`, `completion` and `difficulty`: the entropy of the",
@@ -237,12 +242,12 @@ def _fact(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
 
 
-def _quoted(text: str) -> str:
-    """``text`` as a YAML scalar (a JSON string is one)."""
-    return json.dumps(text)
+def quoted(value: object) -> str:
+    """A scalar as JSON, which YAML reads as the same; a text on one line, and of printable characters alone, as YAML demands."""
+    return json.dumps(plain(value, 2000) if isinstance(value, str) else value, ensure_ascii=False)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """``text`` on one line, without meaning to Markdown or HTML."""
     shown = plain(text, 2000).replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{character}" if character in "\\`*_{}[]()#|~!" else character for character in shown)

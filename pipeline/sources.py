@@ -34,6 +34,9 @@ class EvalSet(BaseModel):
     gold: str | None = Field(None, description="column of the true label; the task's where it is left out")
     choices: str | None = Field(None, description="column of the row's own answers; the task's where it is left out")
     id: str | None = Field(None, description="column of the row's id; the task's where it is left out")
+    license: str | None = Field(
+        None, min_length=1, exclude=True, description="of these rows: SPDX identifier, or a text"
+    )
 
 
 def files(path: Path) -> list[Path]:

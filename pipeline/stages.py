@@ -62,13 +62,14 @@ class Stage:
     check: Callable[[Mapping[str, Any]], object] = lambda settings: (
         None
     )  # what can be found wrong beyond single settings
+    permitted: Callable[[Mapping[str, Any]], object] = lambda settings: None  # raises where it must not run like this
     before: Callable[[Mapping[str, Any]], object] = lambda settings: (
         None
     )  # as check, but takes a while: where stages are about to run
     identities: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda settings: {}  # models used, as they resolve now
-    models: Callable[[Mapping[str, Any]], dict[str, Any]] = (
-        lambda settings: {}
-    )  # further facts about them, for the manifest
+    models: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = (
+        lambda settings, identities: {}
+    )  # further facts about them, for the manifest, from the settings and those identities
     tree: bool = False  # its row files have Merkle trees: what is handed to others
 
     @property
@@ -84,7 +85,7 @@ STAGES = {
         Stage(
             "sample", "job", sample.sample, ("ingest",), Prompt, Response, 3, "requests",
             "ask the teacher (n samples per prompt); every response goes to the response store before it counts",
-            schema=requests.resolve, check=sample.check, identities=sample.identities,
+            schema=requests.resolve, check=sample.check, identities=sample.identities, models=sample.models,
         ),
         Stage(
             "parse", "map", parse.parse, ("sample",), Response, Example, 4, "responses",
@@ -105,7 +106,7 @@ STAGES = {
         Stage(
             "judge", "job", judge.judge, ("decontaminate",), Example, Example, 1, "examples",
             "optional: a teacher scores each example from 1 to 5 by a rubric", optional=True, on=False, adds=("judgement",),
-            schema=judge.resolve, check=judge.check, identities=judge.identities,
+            schema=judge.resolve, check=judge.check, identities=judge.identities, models=judge.models,
         ),
         Stage(
             "quality", "filter", quality.quality, ("judge",), Example, Example, 3, "examples",
@@ -124,14 +125,16 @@ STAGES = {
             units=lambda settings: len(settings["targets"]), prefix=lambda row: row.split, tree=True,
         ),
         Stage(
-            "train", "job", train.train, ("shard",), TrainingRow, Trained, 1, "training rows",
+            "train", "job", train.train, ("shard",), TrainingRow, Trained, 2, "training rows",
             "TRL SFT, both tasks in every step", optional=True,
             identities=lambda settings: {"student": train.identity(settings["student"])},
+            models=train.models, permitted=train.permitted,
         ),
         Stage(
             "evaluate", "job", evaluate.evaluate, ("shard", "train"), None, Prediction, 1, "predictions",
             "student beside teacher and baselines", optional=True,
             identities=lambda settings: sample.identities(settings["sample"]),
+            models=lambda settings, identities: sample.models(settings["sample"], identities),
         ),
     )
 }  # fmt: skip
@@ -139,6 +142,7 @@ STAGES = {
 NOT_IN_KEY: dict[str, str] = {
     "sample.chunk": "how many answers are committed together changes nothing in them",
     "sample.teacher.price": "what asking costs changes no answer",
+    "sample.teacher.output_terms": "what may be done with an answer changes nothing in it; the shards, and all after them, go by it",
     "sample.teacher.restarts": "how many deaths of the engine are borne changes no answer",
     "sample.budget": "it says when to stop, and a stage that was stopped has no result",
     "sample.engine": "where the teacher runs changes no request",
@@ -146,12 +150,15 @@ NOT_IN_KEY: dict[str, str] = {
     "sample.ray": "as sample.engine",
     "judge.chunk": "as sample.chunk",
     "judge.teacher.price": "as sample.teacher.price",
+    "judge.teacher.output_terms": "what may be done with a judge's answer changes no score",
     "judge.teacher.restarts": "as sample.teacher.restarts",
     "judge.budget": "as sample.budget",
+    "train.accept_terms": "why a training is done changes nothing in the student",
     "train.checkpoint_seconds": "how often an unfinished training is saved changes nothing in a finished one",
     "train.report_to": "where figures are sent besides",
     "evaluate.sample.chunk": "as sample.chunk",
     "evaluate.sample.teacher.price": "as sample.teacher.price",
+    "evaluate.sample.teacher.output_terms": "as sample.teacher.output_terms",
     "evaluate.sample.teacher.restarts": "as sample.teacher.restarts",
     "evaluate.sample.budget": "as sample.budget",
     "evaluate.sample.engine": "as sample.engine",

@@ -13,14 +13,14 @@ command runs.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
-from pipeline import embedded
+from pipeline import embedded, terms
 from pipeline.files import InputError, plain, sha256
 
 if TYPE_CHECKING:
@@ -64,6 +64,20 @@ def identity(student: StudentSettings) -> dict[str, Any]:
         return {"from": folder.name, "files": {file.name: sha256(file) for file in files}}
     repository, revision = _hub(student.source)
     return {"from": repository, "revision": revision}
+
+
+def facts(student: StudentSettings, identity: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """What a manifest says of the student's start beside its identity: licence, SHA-256 of its files or commit on the Hub, layers kept.
+
+    Its licence is known of the embedded model and of a Hub repository that the table of terms has.
+    """
+    known, files = terms.UNKNOWN, identity.get("files")
+    if student.source == EMBEDDED:
+        known, files = terms.of_embedded(), {**embedded.files()}
+    elif files is None:
+        known = terms.of_repository(str(identity["from"]))
+    found: dict[str, JsonValue] = {"license": known.license, "revision": identity.get("revision"), "files": files}
+    return {**found, "layers": [*student.layers] if isinstance(student.layers, list) else student.layers}
 
 
 def load(student: StudentSettings) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":

@@ -21,6 +21,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Final
+
+NORMALISER: Final = "stepdistill.text.normalise 1"  # raise it when texts that were alike no longer are, or the reverse
 
 _APART = (  # scripts without spaces between words: each character is a word
     (0x0E00, 0x0EFF),  # Thai, Lao

@@ -4,7 +4,7 @@
 
 Beside these rows the folder holds::
 
-    student/            a checkpoint like any other: config, weights (in the type they were stored in), tokenizer
+    student/            a checkpoint like any other: config, weights (in the type they were stored in), tokenizer; what it was trained on
     baseline/           the same start trained on the labels alone, as plain fine-tuning would: same examples, epochs and seed
     metrics.jsonl       {"model": "student", "step": 24, "epoch": 1.0, "loss": .., "label_loss": .., "validation_label_loss": .., ..}
     run-train.json      speeds, which no result depends on
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import msgspec
 from pydantic import Field, JsonValue
 
+from pipeline import terms
 from pipeline.binding import From
 from pipeline.files import (
     InputError,
@@ -43,18 +44,21 @@ from pipeline.files import (
     sync_folder,
     write_json,
 )
-from pipeline.outputs import Job, Totals
+from pipeline.outputs import MANIFEST, Job, Totals, read_manifest
 from pipeline.progress import bar, say_line
 from pipeline.records import Drop, Target, Trained, TrainingRow
 from pipeline.shard import SPLITS
-from pipeline.student import Student, StudentSettings, completion_ids, identity, load, prompt_ids, quiet
+from pipeline.student import Student, StudentSettings, completion_ids, facts, identity, load, prompt_ids, quiet
+from pipeline.terms import OutputTerms
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["fit", "identity", "train", "train_on_shards"]
+__all__ = ["fit", "identity", "models", "permitted", "train", "train_on_shards"]
 
 STUDENT, BASELINE = "student", "baseline"
+MODELS = (STUDENT, BASELINE)
+CITATION = "provenance.json"  # in each model's folder
 METRICS = "metrics.jsonl"
 SPEEDS = "run-train.json"
 SETTINGS = "settings.json"
@@ -117,7 +121,9 @@ def train(
     log_every: Positive = 5,
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60,
     report_to: list[str] | None = None,
+    accept_terms: Annotated[str, Field(min_length=1, pattern=r"\S")] | None = None,
     targets: Annotated[list[Target] | None, From("task.targets")],
+    output_terms: Annotated[Mapping[str, OutputTerms], From("stages.sample.teacher.terms")],
 ) -> Generator[Trained | Drop, None, Totals]:
     """Train the student and, where there are labels and rationales to learn, the label-only baseline.
 
@@ -126,8 +132,12 @@ def train(
     all its rows. ``max_length`` counts the tokens of prompt and completion; None is the student's context. ``precision`` "auto" computes in
     bfloat16 where the hardware does; weights are kept in float32 meanwhile. ``log_every`` counts steps; a checkpoint is made at a logged
     step when the last is older than ``checkpoint_seconds``. ``report_to`` names transformers' integrations ("tensorboard", "wandb").
-    ``targets`` None takes the tasks that the rows have. Raises InputError where student, rows or settings cannot be used.
+    ``accept_terms``: why it is trained on outputs of a teacher whose terms forbid that, or are unknown. ``targets`` None takes the tasks
+    that the rows have. Raises InputError where student, rows or settings cannot be used, and without a reason where terms ask for one.
     """
+    permitted({"output_terms": output_terms, "accept_terms": accept_terms})
+    for condition in terms.conditions(output_terms):
+        say_line(f"train: obligations of {condition}")
     recipe = Recipe(
         alpha=alpha,
         epochs=epochs,
@@ -144,21 +154,44 @@ def train(
         report_to=tuple(report_to or ()),
     )
     rows = read_shards(job.inputs["shard"])
-    fitted = fit(rows, student=student, out=job.folder, targets=targets, baseline=baseline, recipe=recipe)
+    fitted = fit(
+        rows,
+        student=student,
+        out=job.folder,
+        targets=targets,
+        baseline=baseline,
+        recipe=recipe,
+        shards=job.inputs["shard"],
+    )
     yield from fitted.rows
     return Totals(len(fitted.rows), fitted.details)
+
+
+def permitted(settings: Mapping[str, Any]) -> None:
+    """Raises InputError where the terms of a teacher's outputs forbid the training or are unknown, and no reason is given."""
+    terms.permit(settings["output_terms"], settings["accept_terms"], "stages.train.accept_terms")
+
+
+def models(settings: Mapping[str, Any], identities: Mapping[str, Any]) -> dict[str, dict[str, JsonValue]]:
+    """Further facts about the student's start: its files or commit, its licence where it is known, which of its layers were kept."""
+    return {STUDENT: facts(settings["student"], identities[STUDENT])}
 
 
 def train_on_shards(shards: Path, *, out: Path, student: StudentSettings, **settings: Any) -> dict[str, Any]:
     """What the stage does, on any folder of shards and into any folder; ``settings`` are those of `train`. Facts about the models.
 
-    ``out`` is a new folder, or one where the same training was interrupted or finished. Raises InputError, also where ``out`` holds
-    anything else.
+    ``out`` is a new folder, or one where the same training was interrupted or finished; ``settings.json`` there says what was trained,
+    on what, under which terms. Raises InputError, also where ``out`` holds anything else.
     """
+    files = shard_files(shards)
+    found = terms_of_shards(shards)
+    terms.permit(found, settings.get("accept_terms"), str(shards))
+    settings["output_terms"] = found
+    stated = {name: terms.recorded(one) for name, one in found.items()}
     asked = {
         "identity": identity(student),
-        "settings": {"student": student.model_dump(mode="json"), **settings},
-        "shards": {path.name: sha256(path) for path in shard_files(shards)},
+        "settings": {"student": student.model_dump(mode="json"), **settings, "output_terms": stated},
+        "shards": {path.name: sha256(path) for path in files},
     }
     note = out / SETTINGS
     if note.is_file():
@@ -181,6 +214,20 @@ def train_on_shards(shards: Path, *, out: Path, student: StudentSettings, **sett
             return {"rows": totals.rows_in, "dropped": dropped, **totals.details}
         if isinstance(row, Drop):
             dropped[row.reason] = dropped.get(row.reason, 0) + 1
+
+
+def terms_of_shards(shards: Path) -> dict[str, OutputTerms]:
+    """The terms by teacher that the manifest beside the shards names; unknown where there is none. Raises RunError for a damaged one."""
+    there = (shards / MANIFEST).is_file()
+    return terms.of_manifest(read_manifest(shards).settings if there else {})
+
+
+def citation(shards: Path) -> dict[str, JsonValue]:
+    """What a model's folder says of the rows it was trained on: their manifest, or where there is none, their files' SHA-256."""
+    if not (shards / MANIFEST).is_file():
+        return {"files": {path.name: sha256(path) for path in shard_files(shards)}}
+    manifest = read_manifest(shards)
+    return {"stage": manifest.stage, "key": manifest.key, "manifest": sha256(shards / MANIFEST), "root": manifest.root}
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -209,6 +256,7 @@ def fit(
     targets: list[Target] | None,
     baseline: bool,
     recipe: Recipe,
+    shards: Path,
 ) -> Fitted:
     """Train into ``out``, going on from what an interrupted call with the same arguments left there. Raises InputError and RunError."""
     for left in out.glob(".*.tmp"):  # half-written by a process that was killed
@@ -232,7 +280,7 @@ def fit(
         facts: dict[str, JsonValue] = {}
         for name, weights in models.items():
             if not (out / name).is_dir():
-                _fit_one(name, weights, examples, model or load(student)[0], tokenizer, stored, out, recipe)
+                _fit_one(name, weights, examples, model or load(student)[0], tokenizer, stored, out, recipe, shards)
             model = None  # it has been trained, so the next one starts from a fresh copy
             shutil.rmtree(out / f"checkpoints-{name}", ignore_errors=True)
             facts[name] = _facts(out, name)
@@ -316,6 +364,7 @@ def _fit_one(
     stored: str,
     out: Path,
     recipe: Recipe,
+    shards: Path,
 ) -> None:
     """Train one model into ``out/<name>``, which appears when it is whole."""
     import torch
@@ -406,7 +455,7 @@ def _fit_one(
                 "train: out of GPU memory; lower 'batch_size' and raise 'accumulation' by the same factor"
             ) from None
     _write_metrics(out, name, trainer.state.log_history)
-    _keep(trainer.model.to(getattr(torch, stored)), tokenizer, out / name)
+    _keep(trainer.model.to(getattr(torch, stored)), tokenizer, out / name, shards)
     seconds = time.monotonic() - began
     tokens = trainer.state.num_input_tokens_seen - trainer.tokens_before
     speed = {"seconds": round(seconds, 1), "tokens": tokens, "tokens_per_second": round(tokens / seconds, 1)}
@@ -421,12 +470,13 @@ def _steps(examples: int, recipe: Recipe) -> int:
     return math.ceil(recipe.epochs * math.ceil(math.ceil(examples / recipe.batch_size) / recipe.accumulation))
 
 
-def _keep(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", target: Path) -> None:
-    """Save a checkpoint in one move: under a temporary name, synced, then renamed."""
+def _keep(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", target: Path, shards: Path) -> None:
+    """Save a checkpoint, with what it was trained on, in one move: under a temporary name, synced, then renamed."""
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
+    write_json(temporary / CITATION, citation(shards))
     for path in temporary.iterdir():
         path.chmod(0o644)  # safetensors writes 0600, which would lock out others who read the run
         with path.open("rb") as file:

@@ -2,7 +2,19 @@
 
 from typing import Any
 
-from pipeline.records import Example, Judgement, Response, Vote
+from pipeline.records import Code, Environment, Example, Judgement, Response, Vote
+
+MADE_BY: dict[str, Any] = {
+    "asked": {},
+    "sources": [],
+    "models": {},
+    "root": None,
+    "code": Code(package="stepdistill", version="0.1.0", commit=None, dirty=None, modules="c" * 64),
+    "environment": Environment(
+        python="3.11.0", platform="Linux x86_64", processor="any", accelerators=[], driver=None, packages={}
+    ),
+}
+"""What a manifest says of its making, where a test is about something else."""
 
 
 def example(id: str = "r1", **fields: Any) -> Example:

@@ -17,7 +17,7 @@ from pipeline.files import RunError, line_digest
 from pipeline.outputs import DROPPED, RowWriter
 from pipeline.records import Counts, Drop, Manifest, Response, Row
 from tests.conftest import write_project
-from tests.rows import example, response
+from tests.rows import MADE_BY, example, response
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 LINES = st.lists(st.binary(min_size=1, max_size=40).map(lambda line: line.replace(b"\n", b" ")), max_size=30)
@@ -38,7 +38,7 @@ def write_result(run: Path, stage: str, rows: Iterable[Row], rows_per_file: int 
         key="made",
         settings={},
         parents={},
-        inputs=[],
+        **MADE_BY,
         identities={},
         counts=counts,
         outputs=files,

@@ -16,7 +16,7 @@ import pytest
 from tests.chat_server import Reply, chat_server, completion, hearing
 
 COMMAND = [str(Path(sys.executable).with_name("stepdistill"))]
-COMMANDS = "init check plan run status show suspects train evaluate report trace audit responses".split()
+COMMANDS = "init check plan run status show suspects train evaluate report trace revoke audit repair keygen sign prove verify export push responses".split()
 
 
 def call(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -67,12 +67,13 @@ def test_a_session_from_check_to_audit(project: Path) -> None:
     assert "reason: min_words" in traced.stdout
 
     audited = call(project, "audit")
-    assert (audited.returncode, audited.stdout.count("\n")) == (0, 1)
+    assert (audited.returncode, audited.stdout.count("\n")) == (0, 2)
     part = next((project.parent / "runs/small/quality").glob("*/part-00000.jsonl"))
     part.write_bytes(part.read_bytes().replace(b"speaks", b"speakz", 1))
     audited = call(project, "audit", "--json")
     assert audited.returncode == 1
-    assert any(re.search(r"part-00000\.jsonl:1: ", problem) for problem in json.loads(audited.stdout)["problems"])
+    found = [(Path(one["path"]).name, one["line"]) for one in json.loads(audited.stdout)["findings"]]
+    assert ("part-00000.jsonl", 1) in found
 
 
 def test_plan_names_the_changed_field_and_asks_the_teacher_nothing(project: Path) -> None:

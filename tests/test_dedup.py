@@ -20,7 +20,7 @@ from pipeline.records import Counts, Drop, Example, Manifest, TrainingRow, featu
 from pipeline.shard import shard
 from pipeline.text import ngrams, normalise, numbers, shingles, words
 from pipeline.tokens import pack
-from tests.rows import example
+from tests.rows import MADE_BY, example
 
 TOPICS = Path(__file__).parents[1] / "data" / "topics"
 WORDS: dict[str, Any] = {"unit": "words", "shingle": 3}
@@ -366,7 +366,7 @@ def test_earlier_data_can_be_a_stage_or_shards(tmp_path: Path) -> None:
     gone.write(Drop(id="r9", reason="x", evidence={}).line())
     counts = Counts(unit="examples", rows_in=2, kept=1, dropped=1, reasons={"x": 1}, rows_out=1)
     manifest = Manifest(
-        stage="parse", version=1, key="k", settings={}, parents={}, inputs=[], identities={}, counts=counts,
+        stage="parse", version=1, key="k", settings={}, parents={}, **MADE_BY, identities={}, counts=counts,
         outputs=[*part.close(), *gone.close()], features=features(Example), details={}, digest="0" * 64,
     )  # fmt: skip
     manifest = manifest.model_copy(update={"digest": outputs.manifest_digest(manifest)})

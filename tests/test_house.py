@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = """
 records files merkle environment progress cluster processes binding outputs text labels shift blocks tokens minhash overlap embeddings
-embedded prompts responses teachers
+embedded terms prompts responses lineage revocations teachers
 spending usage sources shots requests workers asking
 ingest sample parse dedup decontaminate judge filters quality shard balance
 losses student trainer train evaluate stages
-config provenance runner audits audit trace results recordings report explore project printed commands cli
+config provenance runner envelopes student_signatures exports export audits audit signing proofs damaged response_repair repair push trace revoke resample results recordings report explore project printed commands cli
 """.split()
 HEAVY = {
     "torch",
@@ -28,6 +28,10 @@ HEAVY = {
     "numba",
     "numpy",
     "accelerate",
+    "cryptography",
+    "model_signing",
+    "huggingface_hub",
+    "mlcroissant",
     "gguf",
     "httpx",
     "phonenumbers",

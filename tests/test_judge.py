@@ -23,7 +23,7 @@ from pipeline.teachers import Replay, Server
 from pipeline.trace import trace
 from tests.chat_server import ChatServer, Reply, chat_server, completion
 from tests.conftest import ROOT, write_jsonl
-from tests.rows import example
+from tests.rows import MADE_BY, example
 
 RUBRIC = ROOT / "prompts/judge.jinja"
 
@@ -253,7 +253,7 @@ def manifest_of(files: list[OutputFile]) -> Manifest:
         key="0" * 32,
         settings={},
         parents={},
-        inputs=[],
+        **MADE_BY,
         identities={},
         counts=counts,
         outputs=files,

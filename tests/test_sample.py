@@ -23,6 +23,7 @@ from pipeline.records import Counts, Drop, Manifest, Prompt, Response, features
 from pipeline.requests import all_requests, resolve
 from pipeline.responses import Answered, open_store, read_store, verify
 from tests.chat_server import Reply, chat_server, completion, echo, hearing
+from tests.rows import MADE_BY
 
 TEMPLATE = """{% block system %}Topics: {{ labels | join(", ") }}{% endblock %}
 {% block user %}{% include "ask.jinja" %}{{ text }}{% endblock %}"""
@@ -241,7 +242,7 @@ def ingested(folder: Path, prompts_: list[Prompt]) -> Path:
         unit="rows", rows_in=len(prompts_), kept=len(prompts_), dropped=0, reasons={}, rows_out=len(prompts_)
     )
     manifest = Manifest(
-        stage="ingest", version=1, key="k", settings={}, parents={}, inputs=[], identities={}, counts=counts, outputs=files,
+        stage="ingest", version=1, key="k", settings={}, parents={}, **MADE_BY, identities={}, counts=counts, outputs=files,
         features=features(Prompt), details={}, digest="0" * 64,
     )  # fmt: skip
     outputs.write_manifest(folder, manifest.model_copy(update={"digest": outputs.manifest_digest(manifest)}))

@@ -97,11 +97,15 @@ def test_models_that_cannot_be_found(model: str, revision: str | None, problem: 
         teachers.identity(Vllm(backend="vllm", model=model, revision=revision))
 
 
+def test_a_token_is_refused_before_anything_could_record_it() -> None:
+    with pytest.raises(ValueError, match="no place for secrets"):
+        Vllm(backend="vllm", model="embedded", engine={"hf_token": "x"})
+
+
 @pytest.mark.parametrize(
     ("engine", "problem"),
     [
         ({"trust_remote_code": True}, "is never run"),
-        ({"hf_token": "x"}, "no place for secrets"),
         ({"model": "x"}, "beside 'engine'"),
         ({"logprobs_mode": "raw_logits"}, "those of the model"),
     ],

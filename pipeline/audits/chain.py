@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Iterator
+from itertools import product
+from typing import Final
 
 from pipeline import outputs, provenance
-from pipeline.audits import Audited, Finding
+from pipeline.audits import Audited, Finding, Result, misplaced
 from pipeline.files import plain, sha256
 from pipeline.stages import STAGES
 
-KEY = re.compile(r"[0-9a-f]{32}")
+KEY: Final = re.compile(r"[0-9a-f]{32}")
 
 
 def check(audited: Audited) -> Iterator[Finding]:
     """Findings on manifests, without a look at rows."""
-    for folder, manifest in (*audited.results.values(), *audited.others):
+    for result in audited.all:
+        folder, manifest = result
         place = folder / outputs.MANIFEST
         stage = folder.parent.name
         if manifest.stage != stage or manifest.key != folder.name:
@@ -27,12 +30,27 @@ def check(audited: Audited) -> Iterator[Finding]:
             yield Finding(place, f"key: its settings, parents and models give {key}")
         if manifest.root != outputs.root(manifest.outputs):
             yield Finding(place, "root: not that of its row files")
-        for parent, record in manifest.parents.items():
-            path = audited.run / parent / record.key / outputs.MANIFEST
-            if not KEY.fullmatch(record.key) or parent not in STAGES or not path.is_file():
-                yield Finding(place, f"parents.{plain(parent)}: no result {plain(record.key)} on disk")
-            elif sha256(path) != record.manifest:
-                yield Finding(path, f"not the manifest that {stage} was made from")
-        counts = manifest.counts
-        if counts.rows_in != counts.kept + counts.dropped or counts.dropped != sum(counts.reasons.values()):
-            yield Finding(place, f"counts: {counts.rows_in} in is not {counts.kept} kept + {counts.dropped} dropped")
+        yield from _parents(audited, result)
+
+
+def _parents(audited: Audited, result: Result) -> Iterator[Finding]:
+    folder, manifest = result
+    place = folder / outputs.MANIFEST
+    stage = folder.parent.name
+    if frozenset(manifest.parents) not in readings(stage):
+        told = plain(", ".join(sorted(manifest.parents))) or "nothing"
+        yield Finding(place, f"parents: {stage} cannot have been made from {told}")
+    for parent, record in manifest.parents.items():
+        path = audited.run / parent / record.key / outputs.MANIFEST
+        if not KEY.fullmatch(record.key) or parent not in STAGES or misplaced(path) or not path.is_file():
+            yield Finding(place, f"parents.{plain(parent)}: no result {plain(record.key)} on disk")
+        elif sha256(path) != record.manifest:
+            yield Finding(path, f"not the manifest that {stage} was made from")
+
+
+def readings(stage: str) -> set[frozenset[str]]:
+    """The sets of stages that a stage can have been made from: one that is switched off is stood in for by what it would have read."""
+    choices = []
+    for name in STAGES[stage].reads:
+        choices.append({frozenset({name})} | (readings(name) if STAGES[name].optional else set()))
+    return {frozenset().union(*chosen) for chosen in product(*choices)}

@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 
+AcceptTermsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--accept-terms",
+        help="why it is trained on a teacher's outputs though its terms forbid that or are unknown; recorded",
+        metavar="REASON",
+    ),
+]
+
+
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new or empty folder")]) -> None:
     """Start a new project from the built-in example."""
@@ -84,6 +94,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="only say what the named filter stages would drop; write nothing")
     ] = False,
+    accept_terms: AcceptTermsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run all stages, or the named ones; what is unchanged is passed over."""
@@ -93,7 +104,7 @@ def run(
     from pipeline.runner import run as run_stages
     from pipeline.shift import warnings
 
-    loaded = load(config, settings or [])
+    loaded = load(config, settings or [], accept_terms=accept_terms)
     if dry_run:
         if not stages or start or until or force:
             raise typer.BadParameter("--dry-run: name the filter stages alone: stepdistill run quality --dry-run")
@@ -219,12 +230,13 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="a setting of the train stage: alpha=0.3", metavar="KNOB=VALUE")
     ] = None,
+    accept_terms: AcceptTermsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a student on any produced shards."""
     from pipeline.project import train_alone
 
-    details = train_alone(shards, student, out, layers, settings or [])
+    details = train_alone(shards, student, out, layers, settings or [], accept_terms)
     printed.as_json(details) if as_json else printed.fields(details)
     if not as_json:
         print(f"student: {out / 'student'}")

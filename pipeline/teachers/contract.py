@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pipeline.binding import suggestion
 from pipeline.files import InputError, plain
 from pipeline.prompts import Messages
+from pipeline.terms import Stated
 
 Sampling = Mapping[str, JsonValue]
 """temperature, top_p, max_tokens, stop, structured, logprobs, soft_labels, and any further parameters of the backend.
@@ -41,6 +42,11 @@ class Common(BaseModel):
     )
     share: float = Field(1.0, gt=0, le=1, description="the part of the rows that it is asked about")
     price: Price | None = None
+    output_terms: Stated = Field(
+        None,
+        description="may its outputs be trained on, under which obligations; or an entry's name in the table of terms, "
+        "which also stands in, where it can, for what is left out",
+    )
 
 
 @dataclass(frozen=True)

