@@ -1,6 +1,7 @@
 """Writes the parts of the docs that are made from the code: `python docs/generate.py`; `--check` fails where they are out of step.
 
-In README.md, the table of stages between its markers. docs/settings.md, all of it: every setting of every stage and filter.
+In README.md, the table of stages between its markers; in docs/provenance.md, what an audit cannot prove. docs/settings.md, all of it: every
+setting of every stage and filter.
 """
 
 import inspect
@@ -11,6 +12,7 @@ from typing import Annotated, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from pipeline.audits.manifests import UNPROVEN
 from pipeline.binding import Call, From, parameters
 from pipeline.config import Task, TopLevel
 from pipeline.filters import FILTERS
@@ -20,7 +22,6 @@ from pipeline.teachers import Replay, Server, Vllm
 
 BACKENDS: dict[type[BaseModel], str] = {Vllm: "vllm", Server: "server", Replay: "replay"}
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- stages: made by docs/generate.py -->\n", "<!-- /stages -->"
 
 
 def stage_table() -> str:
@@ -33,10 +34,16 @@ def stage_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def readme() -> str:
-    text = (ROOT / "README.md").read_text()
-    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    return text[:start] + stage_table() + text[end:]
+def unproven() -> str:
+    return "\n".join(["| what | why |", "|---|---|", *(f"| {name} | {reason} |" for name, reason in UNPROVEN.items())]) + "\n"
+
+
+def between(page: str, name: str, made: str) -> str:
+    """The page with ``made`` between the markers of this name."""
+    text = (ROOT / page).read_text()
+    begin = f"<!-- {name}: made by docs/generate.py -->\n"
+    start, end = text.index(begin) + len(begin), text.index(f"<!-- /{name} -->")
+    return text[:start] + made + text[end:]
 
 
 def settings() -> str:
@@ -149,7 +156,11 @@ def vars_of(bound: object) -> dict[str, object]:
 
 
 def main() -> int:
-    made = {ROOT / "README.md": readme(), ROOT / "docs/settings.md": settings()}
+    made = {
+        ROOT / "README.md": between("README.md", "stages", stage_table()),
+        ROOT / "docs/provenance.md": between("docs/provenance.md", "unproven", unproven()),
+        ROOT / "docs/settings.md": settings(),
+    }
     stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:
         for path in stale:

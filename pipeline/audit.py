@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from msgspec import MsgspecError
+
 from pipeline.audits import (
     Audited,
     Finding,
@@ -40,6 +42,7 @@ from pipeline.audits import (
     terms,
     verdicts,
 )
+from pipeline.binding import Problem
 from pipeline.files import InputError, RunError, plain
 from pipeline.processes import Crew
 from pipeline.stages import STAGES
@@ -63,6 +66,12 @@ CHECKS: Final[tuple[Callable[[Audited], Iterator[Finding]], ...]] = (
     revoked.check,  # nothing that must no longer be used
     exports.check,  # what others' tools are told
 )
+
+STUMBLED: Final = (
+    *(RunError, OSError, Problem, ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError),
+    *(TypeError, ValueError, MsgspecError),
+)
+"""What a check may raise over a hostile manifest: settings and details are free JSON there, and may have any form."""
 
 WARY: Final = (places, chain, manifests, signature, terms, files, laws, store)
 """The checks that look at what a thing is before they open it: where links or devices lie in a run folder, only these go on."""
@@ -123,7 +132,7 @@ def auditing(
 
 
 def found_by(check: Callable[[Audited], Iterator[Finding]], audited: Audited) -> Iterator[Finding]:
-    """What one check finds; where a file goes away, or cannot be read, in the midst of it, that is a finding."""
+    """What one check finds. Where it stumbles over what it is to check, or a file goes away in its midst, that is a finding."""
     name = check.__module__.rpartition(".")[2]
     if audited.barred and check not in [one.check for one in WARY]:
         audited.notes.append(Finding(audited.run, f"the check of {name} waits until links and devices are gone"))
@@ -131,5 +140,10 @@ def found_by(check: Callable[[Audited], Iterator[Finding]], audited: Audited) ->
     try:
         for finding in check(audited):
             yield replace(finding, check=name)
-    except (RunError, OSError) as error:
+    except InputError as error:
+        if check is signature.check:  # a key of the auditor's own that cannot be used
+            raise
         yield Finding(audited.run, f"the check of {name} could not go on ({plain(str(error))})", check=name)
+    except STUMBLED as error:
+        told = str(error) if isinstance(error, RunError | OSError) else f"{type(error).__name__}: {error}"
+        yield Finding(audited.run, f"the check of {name} could not go on ({plain(told)})", check=name)

@@ -339,7 +339,7 @@ def shorter(folder: Path) -> bool:
 
 
 def settle(folder: Path) -> None:
-    """Write segments.json anew, to say that the segments which lie there are the store: after damage was cut out, or where it is missing."""
+    """Write segments.json anew, to say that the segments which lie there are the store: after damage was cut out, or where it is gone."""
     paths = segments(folder)
     first = _number(paths[0]) if paths else 0
     _mark(folder, _live(folder).model_copy(update={"first": first, "sizes": [path.stat().st_size for path in paths]}))

@@ -235,7 +235,8 @@ class _Writers:
 
 
 def _with_rows(source: Source, tally: _Tally) -> Source:
-    rows = tally.read.get(Path(source.uri.removeprefix(sources.HUB)).name if source.bytes is not None else source.uri)
+    name = source.uri.removeprefix(sources.HUB)
+    rows = tally.read.get(name if source.bytes is None else Path(name).name)
     return source if rows is None else source.model_copy(update={"rows": rows})
 
 

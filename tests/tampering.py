@@ -72,6 +72,7 @@ stages:
   train: {student: embedded}
   evaluate: {bootstrap: 10}
 """
+MOST_EVIDENCE = 6  # entries of a drop's evidence that are tampered with, about
 PREFIXES = ("part-", "train-", "validation-")  # of row files that hold what a stage kept
 TRUTH = shift.Truth("text", ("sports", "food"))
 # So few, whatever the machine has: each is a leaf to tamper with.
@@ -596,9 +597,9 @@ def _kept_tamperings(stage: str, names: list[str], lines: Lines) -> Iterator[Tam
 
 
 def in_turn(places: list[Place], stage: str) -> list[Place]:
-    """All of the fields of a stage's rows; where a filter passes rows through, a quarter of them, another one for each filter."""
-    filters = [name for name, one in STAGES.items() if one.kind == "filter"]
-    return places[filters.index(stage) :: len(filters)] if stage in filters else places
+    """All of the fields of a stage's rows; of stages that pass rows through each has a part of them, so that together they have all."""
+    passing = [name for name, one in STAGES.items() if one.kind == "filter" or one.adds]
+    return places[passing.index(stage) :: len(passing)] if stage in passing else places
 
 
 def _edited(row: Json, place: Place, record: type[Row]) -> bytes | None:
@@ -626,7 +627,8 @@ def _drop_tamperings(run: Path, stage: str, name: str, drops: list[bytes]) -> It
     yield dropped("the evidence of a drop is deleted", [changed(drops[0], evidence={}), *drops[1:]])
     if len(drops) > 1:
         yield dropped("two drops change places", [drops[1], drops[0], *drops[2:]])
-    for number, place in enumerate(leaves(drop)):
+    places = list(leaves(drop))
+    for number, place in enumerate(places[:2] + places[2 :: max(len(places) // MOST_EVIDENCE, 1)]):
         edited = _edited(drop, place, Drop)
         if edited is not None and (number % 2 or place[0] != "evidence"):
             yield dropped(f"{shown(place)} of a drop is edited", [edited, *drops[1:]])

@@ -16,7 +16,10 @@ import pytest
 from tests.chat_server import Reply, chat_server, completion, hearing
 
 COMMAND = [str(Path(sys.executable).with_name("stepdistill"))]
-COMMANDS = "init check plan run status show suspects train evaluate report trace revoke audit repair keygen sign prove verify export push responses".split()
+COMMANDS = (
+    "init check plan run status show suspects train evaluate report "
+    "trace revoke audit repair keygen sign prove verify export push responses"
+).split()
 
 
 def call(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

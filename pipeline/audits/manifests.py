@@ -29,7 +29,14 @@ UNPROVEN: Final = {
     "environment.*": "Python, packages, processor, accelerators and driver of a machine that is not there any more",
     "sources.uri, sources.bytes, sources.license, sources.revision": "of files that are not in the run folder; their content is in the key",
     "models.*": "further facts about models that are not in the run folder; no key depends on them",
-    "details of sample, dedup, decontaminate, judge, train, evaluate": "measured while the stage ran; sums are checked, not each figure",
+    "details of sample, dedup, decontaminate, judge, balance, train, evaluate": "measured while the stage ran; sums are checked",
+    "asked.*": "where a file lay, and whether a default was written out; the rest must resolve to the settings",
+    "settings that no key depends on": "how evaluate repeats those of sample may differ in them",
+    "identities.student, identities of evaluate": "of a model that is not in the run folder",
+    "drops and places of source rows": "what a source row said that ingest dropped, and where a kept one stood, only the source file tells",
+    "why a teacher gave no answer": "a failure is on no other record; the drops of sample say it alone",
+    "texts of predictions": "what a model wrote to an eval row; labels and figures are held against them",
+    "names, tokens and log-probabilities in the response store that no row repeats": "the store is in no manifest and under no signature",
     "run.json, run-*.json": "times and speeds, in no manifest and under no signature",
 }
 """What no contradiction can give away: without a signature a forger who recomputes every digest could have changed it."""
@@ -222,6 +229,8 @@ def _details(audited: Audited, result: Result) -> Iterator[str]:
             told = shift.change(before, shift.less(before, kept)).model_dump(mode="json")
             if canonical_json(told) != canonical_json(details["shift"]):
                 yield "details.shift: not what counts.json, here and of its parent, give"
+    if manifest.stage in ("ingest", "shard") and details:
+        yield f"details: {manifest.stage} has none"
     if STAGES[manifest.stage].gives is not Example and "shift" in details:
         yield "details.shift: only stages that give examples have one"
 

@@ -1,8 +1,9 @@
-"""With ``--full``: what was trained on are the rows of shard, and what evaluate says of its models follows from their predictions.
+"""With ``--full``: what was trained on are the rows of shard, and what judge and evaluate say in figures follows from their rows.
 
     train/2ab2..../part-00000.jsonl:17: not the row r17/label of shard that stands here
     evaluate/8d21..../metrics.json: eval_sets.test: not what the predictions give
 
+- ``judge``: the scores in its manifest are those of its rows.
 - ``train``: every training row was trained on or dropped, in the order of the shards; the sums of its tokens and examples are so.
 - ``evaluate``: each prediction is right or wrong as its label says, all models were asked about the same rows, and metrics, intervals and
   comparisons are computed again from the predictions.
@@ -22,15 +23,17 @@ from pipeline import evaluate, outputs
 from pipeline.audits import Audited, Finding, Result
 from pipeline.files import RunError, canonical_json, plain
 from pipeline.labels import same
-from pipeline.records import Prediction, Trained, TrainingRow
+from pipeline.records import Example, Prediction, Trained, TrainingRow
 
 
 def check(audited: Audited) -> Iterator[Finding]:
-    """Findings on rows that were trained on, and on predictions."""
+    """Findings on scores, on rows that were trained on, and on predictions."""
     for result in audited.all if audited.full else ():
         try:
             if result.folder.parent.name == "train":
                 yield from _trained(audited, result)
+            elif result.folder.parent.name == "judge":
+                yield from _judged(result)
             elif result.folder.parent.name == "evaluate":
                 yield from _evaluated(result)
         except (RunError, OSError, LookupError, TypeError, ValueError) as error:
@@ -84,6 +87,15 @@ def _trained_row(line: bytes) -> Trained | None:
     except DecodeError:
         return None
     return found if found.line() == line else None
+
+
+def _judged(result: Result) -> Iterator[Finding]:
+    details: Any = result.manifest.details
+    scores = Counter(row.judgement.score for row in outputs.read(result.folder, Example) if row.judgement is not None)
+    judged = scores.total()
+    mean = round(sum(score * count for score, count in scores.items()) / judged, 4) if judged else None
+    if details["scores"] != {str(score): scores[score] for score in range(1, 6)} or details["mean_score"] != mean:
+        yield Finding(result.folder / outputs.MANIFEST, "details: scores or their mean are not those of its rows")
 
 
 def _evaluated(result: Result) -> Iterator[Finding]:
