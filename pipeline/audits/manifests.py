@@ -32,6 +32,7 @@ UNPROVEN: Final = {
     "details of sample, dedup, decontaminate, judge, balance, train, evaluate": "measured while the stage ran; sums are checked",
     "asked.*": "where a file lay, and whether a default was written out; the rest must resolve to the settings",
     "settings that no key depends on": "how evaluate repeats those of sample may differ in them",
+    "the task's name, and what licences are stated": "words that shard takes from stages.yaml for its card",
     "identities.student, identities of evaluate": "of a model that is not in the run folder",
     "drops and places of source rows": "what a source row said that ingest dropped, and where a kept one stood, only the source file tells",
     "why a teacher gave no answer": "a failure is on no other record; the drops of sample say it alone",
