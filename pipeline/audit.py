@@ -68,12 +68,12 @@ CHECKS: Final[tuple[Callable[[Audited], Iterator[Finding]], ...]] = (
 )
 
 STUMBLED: Final = (
-    *(RunError, OSError, Problem, ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError),
-    *(TypeError, ValueError, MsgspecError),
+    *(RunError, OSError, Problem, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
+    *(RecursionError, TypeError, ValueError, MsgspecError),
 )
 """What a check may raise over a hostile manifest: settings and details are free JSON there, and may have any form."""
 
-WARY: Final = (places, chain, manifests, signature, terms, files, laws, store)
+WARY: Final = (places, chain, manifests, signature, terms, files, laws, store, exports)
 """The checks that look at what a thing is before they open it: where links or devices lie in a run folder, only these go on."""
 
 

@@ -8,7 +8,8 @@ Limits: a value is checked by pydantic in strict mode, but for whole numbers whe
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -155,12 +156,35 @@ def bind_calls(
     return calls
 
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_content(value: object) -> bool:
+    """Whether this is what a manifest holds in place of a path: ``{"sha256": ..}``, of a folder the SHA-256 of each file by its name.
+
+    Or ``{"prompt": ..}``, the digest of a prompt template with all that it includes (32 hexadecimal digits).
+    """
+    if not isinstance(value, dict) or not value or not all(isinstance(item, str) for item in value.values()):
+        return False
+    return set(value) == {"prompt"} or all(_SHA256.fullmatch(item) for item in value.values())
+
+
+def contents(value: object) -> Iterator[dict[str, str]]:
+    """Each such value inside a setting."""
+    if is_content(value):
+        yield value  # type: ignore[misc]
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from contents(item)
+
+
 def restored(
-    function: Callable[..., Any], settings: Mapping[str, Any], files: Callable[[object], object]
+    function: Callable[..., Any], settings: Mapping[str, Any], place: Callable[[dict[str, str]], Path]
 ) -> dict[str, Any]:
     """The keyword arguments that ``bind`` gave, from the settings as a manifest holds them; those that it does not name are the defaults.
 
-    ``files`` gives a value with its files' digests replaced by their places. Raises ValueError for what the function does not take.
+    ``place`` gives the file or folder with a content. Raises ValueError for what the function does not take, and for any path that did
+    not come from there: what a manifest names itself is never opened.
     """
     known = parameters(function)
     if unknown := sorted({*settings} - {*known}):
@@ -174,16 +198,49 @@ def restored(
             found[name] = default
         elif calls is not None:
             found[name] = [
-                Call(call, restored(calls.functions[call], given, files))
+                Call(call, restored(calls.functions[call], given, place))
                 for entry in settings[name]
                 for call, given in entry.items()
             ]
         else:
-            try:
-                found[name] = check(annotation, files(settings[name]), folder=Path(), where=(name,))
-            except Problem as problem:
-                raise ValueError(f"{name}: {plain(problem.message, 120)}") from None
+            found[name] = settled(annotation, settings[name], name, place)
     return found
+
+
+def settled(annotation: Any, value: object, name: str, place: Callable[[dict[str, str]], Path]) -> Any:
+    """One of them. Raises ValueError."""
+    given: set[Path] = set()
+
+    def placed(value: object) -> object:
+        if is_content(value):
+            found = place(value)  # type: ignore[arg-type]
+            given.add(found)
+            return found
+        if isinstance(value, dict):
+            return {key: placed(item) for key, item in value.items()}
+        return [placed(item) for item in value] if isinstance(value, list) else value
+
+    try:
+        checked = check(annotation, placed(value), folder=Path(), where=(name,))
+    except Problem as problem:
+        where = ".".join(map(str, problem.where))
+        raise ValueError(f"{plain(where, 60)}: {plain(problem.message, 120)}") from None
+    for path in _paths(checked):
+        if path not in given:
+            raise ValueError(f"{name}: {plain(str(path), 80)}: a path, where a manifest has the digest of a file")
+    return checked
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    """Every Path inside a setting: in lists, dicts and pydantic models."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _paths(item)
+    elif hasattr(value, "model_copy"):
+        for name in type(value).model_fields:
+            yield from _paths(getattr(value, name))
 
 
 def check(annotation: Any, value: object, *, folder: Path, where: tuple[str | int, ...]) -> Any:

@@ -26,10 +26,13 @@ WrongUsage: Any = typer.BadParameter.__base__  # typer brings click along under 
 
 def main() -> None:
     """Entry point of the ``stepdistill`` command."""
-    from pipeline.files import InputError, RunError
+    from pipeline.files import InputError, RunError, plain
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        for argument in sys.argv[1:]:
+            if not _is_text(argument):
+                raise InputError(f"{plain(argument)}: not text in UTF-8; give ids and paths in UTF-8")
         code = app(standalone_mode=False) or 0
     except typer.Exit as end:
         code = end.exit_code
@@ -44,6 +47,19 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:  # a disk that is full, rights that are missing: nothing that a traceback would tell
+        told = f"{plain(str(error.filename))}: {error.strerror}; check the path, its rights and the space there"
+        print(f"stepdistill: {told if error.filename else plain(str(error))}", file=sys.stderr)
+        code = 1
     if code == STOPPED:
         print("stepdistill: stopped; what was finished is kept, run again to go on", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_text(argument: str) -> bool:
+    """Whether an argument's bytes were text: ids are looked for, and paths printed, as text."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -5,7 +5,8 @@ YAML 1.2 as ruamel.yaml reads it: ``no`` is text, duplicate keys are errors. Tag
 
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -146,11 +147,10 @@ def load(path: Path | str, overrides: Iterable[str] = (), *, accept_terms: str |
     return Config(path, folder / top.run, top.engine, top.processes, top.ray, task, eval_sets, bound, given, places)
 
 
-def verify(config: Config, *, running: Iterable[str] = (), thorough: bool = False) -> None:
+def verify(config: Config, *, thorough: bool = False) -> None:
     """Check what ``load`` leaves alone because looking at results does not need it: input files, and settings against each other.
 
-    ``running`` are the stages that are to run: whether they may is checked too. ``thorough`` also looks at what takes a while. Raises
-    InputError with the setting's line.
+    ``thorough`` also looks at what takes a while. Raises InputError with the setting's line.
     """
     try:
         paths: dict[tuple[str, ...], Path | str | None] = {
@@ -169,21 +169,36 @@ def verify(config: Config, *, running: Iterable[str] = (), thorough: bool = Fals
             except InputError as error:
                 raise Problem(where, str(error)) from None
         for name, settings in config.stages.items():
-            try:
+            with _placed():
                 STAGES[name].check(settings)
-                if name in running:
-                    STAGES[name].permitted(settings)
                 if thorough:
                     STAGES[name].before(settings)
-            except InputError as error:
-                setting, colon, problem = str(error).partition(": ")
-                if not colon or not setting.startswith(("stages.", "task.")):
-                    raise
-                steps = re.findall(r"[^.\[\]]+", setting)
-                raise Problem(tuple(int(step) if step.isdecimal() else step for step in steps), problem) from None
         _hide_true_labels(config)
     except Problem as problem:
         raise located(problem, "", str(config.file), config.places) from None
+
+
+def permit(config: Config, running: Iterable[str]) -> None:
+    """Raises InputError, with the setting's line, where one of the stages that are to run must not run like this."""
+    try:
+        for name in running:
+            with _placed():
+                STAGES[name].permitted(config.stages[name])
+    except Problem as problem:
+        raise located(problem, "", str(config.file), config.places) from None
+
+
+@contextmanager
+def _placed() -> Iterator[None]:
+    """Turns a message that begins with a setting into the Problem of this setting."""
+    try:
+        yield
+    except InputError as error:
+        setting, colon, problem = str(error).partition(": ")
+        if not colon or not setting.startswith(("stages.", "task.")):
+            raise
+        steps = re.findall(r"[^.\[\]]+", setting)
+        raise Problem(tuple(int(step) if step.isdecimal() else step for step in steps), problem) from None
 
 
 def _hide_true_labels(config: Config) -> None:

@@ -25,6 +25,14 @@ class InputError(Exception):
     """Something the user gave cannot be used. The message is one line: place, problem, what to do. The command line exits with 2."""
 
 
+class RowError(InputError):
+    """One row that cannot be used, in a source that can. ``problem`` is the message without the place that it begins with."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"{place}: {problem}")
+        self.problem = problem
+
+
 class RunError(Exception):
     """Work that could not be finished though the settings are right. One line; the command line exits with 1."""
 
@@ -41,27 +49,34 @@ def plain(text: str, limit: int = 300) -> str:
 
 
 HIDDEN = "(hidden)"
-_SECRET = r"(?:api|access|secret|private)[_-]?key|secret|password|passwd|credentials?|authorization"
+_SECRET = r"(?:api|access|secret|private)[_-]?key|secret|password|passwd|credential|authorization"
 _SECRET_NAME = re.compile(
-    rf"(?:.*[_-])?(?:{_SECRET})|(?:(?:hf|hub|api|auth|access|bearer|session)[_-]?)?token", re.IGNORECASE
+    rf"(?:.*[_-])?(?:{_SECRET})s?|(?:hf|hub|api|auth|access|bearer|session)[_-]?tokens?|token", re.IGNORECASE
 )
 _SECRET_IN_QUERY = re.compile(
-    rf"(?<=[?&;])((?:[\w-]*[_-])?(?:{_SECRET}|token|key|signature|sig|auth|pwd))=[^&;#\s\"'<>]*", re.IGNORECASE
+    rf"(?<=[?&;])((?:[\w-]*[_-])?(?:(?:{_SECRET})s?|token|key|signature|sig|auth|pwd))=[^&;#\s\"'<>]*", re.IGNORECASE
 )
-_USER_INFORMATION = re.compile(r"(?<=://)[^/?#\s@]*(?:@[^/?#\s@]*)*@")
+_USER_INFORMATION = re.compile(
+    r"""(?<=://)(?:[^/?#\s@]*@  # what RFC 3986, section 3.2.1, allows
+    |[^/?#\s@:\[]*:(?!\d+[/?#])[^\s"'<>]*@(?=[\w\[]))  # a password as it was typed, with '/', '?' or '#'; not a port and a path""",
+    re.VERBOSE,
+)
+_HOME = re.compile(
+    r"""(?:(?<![\w.~/-])|(?<=file://))(?:/var)?/(?:home|Users)/[^/\s"':]+|(?<!\w)[A-Za-z]:[\\/]+[Uu]sers[\\/]+[^\\/\s"':]+"""
+)
 
 
 def private(value: Any) -> Any:
     """A JSON value whose texts tell nobody's name or password.
 
-    Addresses lose user information and the values of parameters such as ``api_key`` and ``token``, home folders become ``~``, and a text
-    under such a name (``hf_token``) is hidden. Limits: a secret under any other name, or in the middle of a text, is not recognised.
+    Addresses lose user information and the values of parameters such as ``api_key`` and ``token``, home folders become ``~``, and whatever
+    stands under such a name (``hf_token``, ``passwords``) is hidden; what counts tokens (``tokens``, ``max_tokens``) is left alone.
+    Limits: a secret under any other name, or in the middle of a text, is not recognised; nor is a password that begins like a port and a
+    path (``8080/x``), and of a Windows user's name only its first word is.
     """
     if isinstance(value, dict):
         return {
-            private(name): HIDDEN
-            if item and isinstance(item, str) and _SECRET_NAME.fullmatch(str(name))
-            else private(item)
+            private(name): HIDDEN if _says(item) and _SECRET_NAME.fullmatch(str(name)) else private(item)
             for name, item in value.items()
         }
     if isinstance(value, list | tuple):
@@ -69,13 +84,23 @@ def private(value: Any) -> Any:
     return _private_text(value) if isinstance(value, str) else value
 
 
+def _says(value: Any) -> bool:
+    """Whether a value under a secret's name can be the secret: not where it is empty, or switches something on or off."""
+    return bool(value) and value is not True
+
+
 def _private_text(text: str) -> str:
-    text = _SECRET_IN_QUERY.sub(rf"\1={HIDDEN}", _USER_INFORMATION.sub("", text))
+    """The text after which nothing more is taken out: each round takes at least one '@' or '/' away, or is the last."""
     home = os.path.expanduser("~")  # noqa: PTH111 - a text is wanted, and none where there is no home
-    for folder in dict.fromkeys((home, os.path.realpath(home))):
-        if folder not in ("~", "/", ""):
+    homes = [folder for folder in dict.fromkeys((home, os.path.realpath(home))) if folder not in ("~", "/", "")]
+    before = None
+    while before != text:
+        before = text
+        text = _SECRET_IN_QUERY.sub(rf"\1={HIDDEN}", _USER_INFORMATION.sub("", text))
+        for folder in homes:
             text = re.sub(rf"{re.escape(folder)}(?=/|$|[^\w.-])", "~", text)
-    return re.sub(r"(?<![\w.~/-])/(?:home|Users)/[^/\s\"':]+", "~", text)
+        text = _HOME.sub("~", text)
+    return text
 
 
 def canonical_json(value: object) -> bytes:
@@ -132,7 +157,7 @@ def strict_json(text: str | bytes) -> Any:
     return value
 
 
-def scan_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+def scan_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     r"""Line number (from 1) and object of each line, or the error that tells why there is none; blank lines are passed over.
 
     Lines end at ``\n`` alone: U+2028 and its like are ordinary text. Raises InputError where the file cannot be read at all.
@@ -149,12 +174,12 @@ def scan_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
         with path.open("rb") as file:
             reader = jsonlines.Reader(lines(file), loads=strict_json)
             while True:
-                row: dict[str, Any] | InputError
+                row: dict[str, Any] | RowError
                 try:
                     row = reader.read(type=dict, skip_empty=True)
                 except jsonlines.InvalidLineError as error:
                     problem = plain(str(error).removesuffix(f" (line {error.lineno})"))
-                    row = InputError(f"{path}:{number}: {problem}; each line must be one JSON object")
+                    row = RowError(place(path, number), f"{problem}; each line must be one JSON object")
                 except EOFError:
                     return
                 yield number, row
@@ -191,13 +216,27 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+
+
+def clear(folder: Path) -> None:
+    """Remove what ``atomic`` was writing in ``folder`` itself when its process was killed; only for who alone writes there."""
+    for path in folder.glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink()
+
+
 @contextmanager
 def held_alone(lock: Path, what: Path) -> Iterator[None]:
     """Hold ``what`` for this process alone by the file ``lock``; a killed holder leaves no lock behind, nor do its forked children.
 
-    Raises RunError at once, naming the holder, where another process has it.
+    Raises RunError at once, naming the holder, where another process has it, or where nothing can be written.
     """
-    with lock.open("a+") as file:
+    try:
+        file = lock.open("a+")
+    except OSError as error:
+        raise RunError(f"{what}: cannot be written to ({error.strerror}); check the path and its rights") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

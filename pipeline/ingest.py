@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pipeline.binding import From
-from pipeline.files import InputError, digest, plain
+from pipeline.files import InputError, RowError, digest, plain
 from pipeline.prompts import render_text
 from pipeline.records import Drop, Prompt
 from pipeline.revocations import REASON, Revoked
@@ -47,7 +47,7 @@ def ingest(
     rows_out, files_out = (revoked or {}).get("row", {}), (revoked or {}).get("file", {})
     for number, (source, row) in enumerate(rows, 1):
         try:
-            if isinstance(row, InputError):
+            if isinstance(row, RowError):
                 raise row
             prompt = _prompt(source, row, input, gold, choices, id, slices)
             if prompt.id in seen and id is not None:
@@ -57,7 +57,9 @@ def ingest(
         except InputError as error:
             if on_bad_row == "stop":
                 raise
-            yield Drop(id=f"row-{number}", reason="bad_row", evidence={"source": source, "problem": str(error)})
+            # the whole path is for the terminal: a row reads the same wherever the project lies
+            problem = f"{source}: {error.problem}" if isinstance(error, RowError) else str(error)
+            yield Drop(id=f"row-{number}", reason="bad_row", evidence={"source": source, "problem": problem})
             continue
         if prompt.id in seen:
             repeats[prompt.id] += 1

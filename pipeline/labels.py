@@ -13,7 +13,7 @@ parentheses over decimal numbers, and no names, powers or functions.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
@@ -98,20 +98,21 @@ def _member(said: str, options: Sequence[str]) -> str | None:
     """The only option that equals ``said`` under the strictest comparison that finds any: "C" is "c" before "c++" comes near."""
     if said in options:
         return said
-    for compare in (text.fold, text.normalise):
-        found = _spellings(tuple(options), compare).get(compare(said))
-        if found:
-            return found[0] if len(found) == 1 else None
+    for compare, looks in zip((text.fold, text.normalise), _spellings(tuple(options)), strict=True):
+        look = compare(said)
+        if look in looks:
+            found = {option for option, other in zip(options, looks, strict=True) if other == look}
+            return found.pop() if len(found) == 1 else None
     return None
 
 
 @lru_cache(maxsize=1024)
-def _spellings(options: tuple[str, ...], compare: Callable[[str], str]) -> dict[str, list[str]]:
-    """How an option looks under ``compare`` -> the different options that look so."""
-    table: dict[str, list[str]] = {}
-    for option in dict.fromkeys(options):
-        table.setdefault(compare(option), []).append(option)
-    return table
+def _spellings(options: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """How each option looks folded, and how normalised."""
+    folded = tuple(map(text.fold, options))
+    letters = "".join(folded).replace(" ", "")
+    plain = letters.isascii() and letters.isalpha()  # words that normalising leaves as they are
+    return folded, folded if plain else tuple(map(text.normalise, options))
 
 
 def _lettered(said: str, options: Sequence[str]) -> str | None:

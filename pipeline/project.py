@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import evaluate, sample, train
 from pipeline.binding import Problem, bind, located
-from pipeline.config import Config, load, read_yaml, verify
+from pipeline.config import Config, load, permit, read_yaml, verify
 from pipeline.files import InputError, plain
 from pipeline.ingest import prompts as read_prompts
 from pipeline.records import Prompt
@@ -37,7 +37,8 @@ def check(path: Path | str, overrides: Iterable[str] = ()) -> str:
     Raises InputError at the first thing that cannot be used.
     """
     config = load(path, overrides)
-    verify(config, running=config.stages, thorough=True)
+    verify(config, thorough=True)
+    permit(config, config.stages)
     task = config.task
     asking = sample.check(config.stages["sample"])
     rows = bad = 0

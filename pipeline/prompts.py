@@ -196,7 +196,9 @@ def render_text(template: str, columns: Mapping[str, JsonValue], source: str = "
     Raises InputError where it is not valid, or uses a column that the row does not have.
     """
     try:
-        return _text(template).render(_variables(columns, None, None))
+        compiled, name = _text(template)
+        only = columns.get(name)
+        return only if type(only) is str else compiled.render(_variables(columns, None, None))
     except FAILURES as error:
         shown = f"{source}: in {plain(template, 60)!r}"
         raise InputError(_failure(error, shown, columns, "the row", show_line="\n" in template)) from None
@@ -233,8 +235,13 @@ def _printable(value: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _text(template: str) -> jinja2.Template:
-    return _environment().from_string(template)
+def _text(template: str) -> tuple[jinja2.Template, str]:
+    """The template and, where it is no more than one column as most are, its name: a text there needs no rendering."""
+    environment = _environment()
+    match environment.parse(template).body:
+        case [nodes.Output(nodes=[nodes.Name(name=name)])] if name != "self":
+            return environment.from_string(template), name
+    return environment.from_string(template), ""
 
 
 def _template(name: str, sources: dict[str, str], shown: str) -> Template:

@@ -15,16 +15,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+import msgspec
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pipeline import prompts, shots, teachers
 from pipeline.binding import From
 from pipeline.cluster import Cluster
-from pipeline.files import InputError, digest, plain
+from pipeline.files import InputError, canonical_json, digest, plain
 from pipeline.prompts import Messages, Template
 from pipeline.records import Prompt
-from pipeline.responses import family_key, request_key
+from pipeline.responses import encoded_family_key, request_key
 from pipeline.revocations import Revoked
 from pipeline.shots import FewShot, Shots
 from pipeline.spending import Budget
@@ -111,6 +112,7 @@ class Asking:
     workers: int = 1
     cluster: RayCluster = field(default_factory=RayCluster)
     stage: str = "sample"  # for what is said while asking
+    encoded: dict[bool, tuple[dict[str, JsonValue], str]] = field(default_factory=dict, repr=False, compare=False)
     revoked: Mapping[str, str] = field(
         default_factory=dict
     )  # requests that are not asked, and answers not used, and why
@@ -342,11 +344,11 @@ def requests_of(asking: Asking, respondent: Respondent, prompt: Prompt) -> Itera
         examples = None if asking.shots is None else shots.choose(asking.shots, prompt)
         messages = _messages(asking, prompt, examples)
         row_texts = tuple(_texts([prompt.columns, prompt.choices, prompt.gold, examples]))
-    sent = digest(sent_of(prompt, messages))
+    sent = sent_digest(prompt, messages)
     for index in range(asking.n):
-        sampling = _sampling(asking, prompt.choices or asking.labels, greedy=asking.greedy_first and index == 0)
+        sampling, encoded = _encoded(asking, prompt, greedy=asking.greedy_first and index == 0)
         seed = asking.seed + index
-        family = family_key(identity=respondent.digest, prompt=sent, sampling=sampling, seed=seed, sample=index)
+        family = encoded_family_key(identity=respondent.digest, prompt=sent, sampling=encoded, seed=seed, sample=index)
         yield Request(
             key=request_key(family, asking.max_tokens),
             family=family,
@@ -374,6 +376,14 @@ def sent_of(prompt: Prompt, messages: Messages | None) -> dict[str, JsonValue]:
     return {"id": prompt.id, "input": prompt.input} if messages is None else messages.model_dump(mode="json")
 
 
+def sent_digest(prompt: Prompt, messages: Messages | None) -> str:
+    """``digest`` of ``sent_of``. It holds texts alone, which msgspec writes as the canonical JSON has them, several times as fast."""
+    return xxhash.xxh3_128_hexdigest(_TEXTS.encode(sent_of(prompt, messages)))
+
+
+_TEXTS: Final = msgspec.json.Encoder(order="sorted")
+
+
 def _messages(asking: Asking, prompt: Prompt, examples: list[dict[str, JsonValue]] | None) -> Messages:
     assert asking.template is not None
     if asking.rationalise and prompt.gold is None:
@@ -386,6 +396,18 @@ def _messages(asking: Asking, prompt: Prompt, examples: list[dict[str, JsonValue
     return prompts.render(
         asking.template, prompt.columns, labels=asking.labels, choices=prompt.choices, extra=extra, source=prompt.source
     )
+
+
+def _encoded(asking: Asking, prompt: Prompt, *, greedy: bool) -> tuple[dict[str, JsonValue], str]:
+    """The sampling parameters and their canonical JSON, made once where they do not depend on the row."""
+    found = asking.encoded.get(greedy)
+    if found is None:
+        sampling = _sampling(asking, prompt.choices or asking.labels, greedy=greedy)
+        found = sampling, canonical_json(sampling).decode()
+        by_labels = asking.structured is not None or asking.regex is not None or asking.soft_labels is not None
+        if not by_labels:
+            asking.encoded[greedy] = found
+    return found
 
 
 def _sampling(asking: Asking, labels: list[str] | None, *, greedy: bool) -> dict[str, JsonValue]:

@@ -18,8 +18,8 @@ from typing import Any
 
 from pipeline import environment, outputs, provenance, shard, shift, sources, teachers
 from pipeline.blocks import Block, Verdicts, Written, cut, judged, mapped
-from pipeline.config import Config, load, verify
-from pipeline.files import InputError, RunError, held_alone, plain, private, sha256, write_json
+from pipeline.config import Config, load, permit, verify
+from pipeline.files import InputError, RunError, clear, held_alone, plain, private, sha256, write_json
 from pipeline.outputs import Job, RowWriter, Totals
 from pipeline.processes import Crew
 from pipeline.progress import Advance, bar, say_line
@@ -29,6 +29,12 @@ from pipeline.stages import STAGES, Stage
 
 ROWS_PER_FILE = 100_000
 LOCK = ".lock"
+WRITTEN_IN = (
+    ".",
+    *STAGES,
+    "exports",
+    "signatures",
+)  # folders of a run where a killed process can leave a temporary file
 RUN_FACTS = "run.json"  # times and the host: what may differ between two runs with the same bytes
 
 
@@ -61,13 +67,16 @@ def run(
     if not isinstance(config, Config):
         config = load(config, overrides)
     chosen = choose(config, stages, start, until)
-    verify(config, running=chosen)
+    verify(config)
+    _permit(config, chosen, force=force)
     outcomes = []
     config.run.mkdir(parents=True, exist_ok=True)
     with (
         held_alone(config.run / LOCK, config.run),
         Crew(config.engine, processes or config.processes, config.ray) as crew,
     ):
+        for folder in WRITTEN_IN:
+            clear(config.run / folder)
         for stage in chosen:
             began = time.monotonic()
             asked = provenance.ask(config, stage)
@@ -95,6 +104,14 @@ def run(
                 say_line(f"{stage}: warning: {warning}")
             outcomes.append(outcome)
     return outcomes
+
+
+def _permit(config: Config, chosen: list[str], *, force: bool) -> None:
+    """Raises InputError where a stage must not run that would; what has its result already asks for no permission."""
+    try:
+        permit(config, chosen)
+    except InputError:  # to plan reads every input, so it is done only where it can make a difference
+        permit(config, [step.stage for step in provenance.plan(config, chosen, force=force) if step.runs])
 
 
 def choose(config: Config, stages: Iterable[str] | None, start: str | None, until: str | None) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pipeline import envelopes, student_signatures
+from pipeline import envelopes, outputs, student_signatures
 from pipeline.audit import audit
 from pipeline.audits import opened
 from pipeline.envelopes import Envelope, PublicKey, Signature
@@ -124,13 +124,13 @@ def sign(run: Path, key: PrivateKey, *, student: Callable[[Path], bytes] | None 
     folder = run / envelopes.FOLDER
     if not run.is_dir():
         raise InputError(f"{run}: no run here; give the folder that `run:` in stages.yaml names")
+    if outputs.current(run, "shard") is None:  # before anything is written there, the lock too
+        raise InputError(f"{run}: shard has no result yet; run `stepdistill run` before you sign")
     with held_alone(run / LOCK, run):
         findings = [found for found in audit(run) if folder not in (found.path, *found.path.parents)]
         if findings:
             raise RunError(f"{findings[0]} ({len(findings)} findings); only what passes `stepdistill audit` is signed")
         results, _, _ = opened(run, list(STAGES), everything=False)
-        if "shard" not in results:
-            raise InputError(f"{run}: shard has no result yet; run `stepdistill run` before you sign")
         if student is not None and ("train" not in results or not (results["train"].folder / STUDENT).is_dir()):
             raise InputError(f"{run}: there is no student yet; run `stepdistill run train` before you sign it")
         written = [_envelope(folder, envelopes.statement(results.values()).payload(), key)]

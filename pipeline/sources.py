@@ -17,9 +17,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.binding import InputPath
-from pipeline.files import InputError, canonical_json, plain, scan_jsonl
+from pipeline.files import InputError, RowError, canonical_json, plain, scan_jsonl
 
-Row = tuple[str, dict[str, Any] | InputError]
+Row = tuple[str, dict[str, Any] | RowError]
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 HUB = "hub:"
 
@@ -85,7 +85,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
                     continue
                 if len(values) != len(header):
                     problem = f"{len(values)} values for {len(header)} columns; quote values that hold commas"
-                    yield place, InputError(f"{path}:{reader.line_num}: {problem}")
+                    yield place, RowError(f"{path}:{reader.line_num}", problem)
                 else:
                     yield place, dict(zip(header, values, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -128,14 +128,14 @@ def _read_hub(source: str) -> Iterator[Row]:
         raise InputError(f"{source}: {plain(str(error))}; check the name, revision and split") from None
 
 
-def _json_row(row: dict[str, Any], place: str) -> dict[str, Any] | InputError:
+def _json_row(row: dict[str, Any], place: str) -> dict[str, Any] | RowError:
     """A row as JSON can hold it: dates become ISO text; what has no JSON form is an error."""
     try:
         plain_row: dict[str, Any] = json.loads(json.dumps(row, default=_iso, allow_nan=False))
         canonical_json(plain_row)
         return plain_row
     except (TypeError, ValueError) as error:
-        return InputError(f"{place}: {plain(str(error))}; convert the column to text or numbers")
+        return RowError(place, f"{plain(str(error))}; convert the column to text or numbers")
 
 
 def _iso(value: Any) -> str:

@@ -71,6 +71,12 @@ _CHARACTERS = _Characters()
 _SPACED = "$+<=>|~"  # of ASCII, what becomes a word of its own
 _ASCII = {code: chr(code) if chr(code) in _SPACED else _CHARACTERS[code] for code in range(128)}
 """One character for one, which ``str.translate`` does many times as fast."""
+_RARE = f"0123456789{_SPACED}".encode()  # of ASCII, what needs a look at its neighbours, or room around it
+_GONE = "".join(chr(code) for code, shown in _ASCII.items() if not shown).encode()
+_WORDS = bytes(ord(_ASCII.get(code, "").lower()[:1] or " ") for code in range(256)).translate(
+    bytes(ord(" ") if chr(code) in _BETWEEN_DIGITS else code for code in range(256))
+)
+"""What each byte becomes in an ASCII text without those: a letter, in lower case, or a space."""
 _GROUPED = re.compile(r"\d,\d{3}")
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
 _SIGNS = re.compile(r"\d(?:\.|\s*[-*/]\s*)(?=\d)")
@@ -91,9 +97,10 @@ def fold(text: str) -> str:
 @lru_cache(maxsize=1024)  # several filters look at the same row
 def normalise(text: str) -> str:
     """``text`` for comparing inputs and rationales, as the module says. Idempotent; never empty unless ``text`` is blank."""
-    if text.isascii() and text.replace(" ", "").isalpha():  # plain words, as most labels are
-        return fold(text)
     if text.isascii():
+        raw = text.encode()
+        if len(raw.translate(None, _RARE)) == len(raw):  # words and punctuation alone, as most texts are
+            return " ".join(raw.translate(_WORDS, _GONE).decode().split()) or fold(text)
         shown = text.lower().translate(_ASCII)
         for sign in _SPACED:
             if sign in shown:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from pipeline import outputs, responses, shift
 from pipeline.audit import CHECKS, audit, auditing, found_by
-from pipeline.audits import scan, store
+from pipeline.audits import scan
 from pipeline.audits.laws import positions
 from pipeline.audits.places import AT_TOP
-from pipeline.files import InputError, line_digest
+from pipeline.files import InputError, canonical_json, digest, line_digest
 from pipeline.merkle import Tree, leaves
 from pipeline.runner import is_run_fact, run
 from pipeline.trace import trace
@@ -454,15 +454,15 @@ def test_a_record_of_another_request_or_teacher_is_found(copy: Path) -> None:
     sample=st.integers(0),
     most=st.integers(0),
 )
-def test_keys_are_computed_as_the_store_does(sampling: dict[str, Any], seed: int, sample: int, most: int) -> None:
+def test_keys_are_the_digests_of_what_they_name(sampling: dict[str, Any], seed: int, sample: int, most: int) -> None:
     try:
-        raw = json.dumps(sampling, ensure_ascii=False).encode()
+        encoded = canonical_json(sampling).decode()
     except UnicodeEncodeError:
         return
     about = {"identity": "a" * 32, "prompt": "b" * 32, "seed": seed, "sample": sample}
     family = responses.family_key(sampling=sampling, **about)  # type: ignore[arg-type]
-    assert store.family(sampling=raw, **about) == family  # type: ignore[arg-type]
-    assert store.request(family, most) == responses.request_key(family, most)
+    assert responses.encoded_family_key(sampling=encoded, **about) == family  # type: ignore[arg-type]
+    assert responses.request_key(family, most) == digest({"family": family, "max_tokens": most})
 
 
 @given(

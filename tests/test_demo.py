@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import outputs
-from pipeline.records import Drop, TrainingRow
+from pipeline.records import Drop, Response, TrainingRow
+from pipeline.responses import read_store
 
 ROOT = Path(__file__).parents[1]
 COMMAND = str(Path(sys.executable).with_name("stepdistill"))
@@ -31,6 +32,13 @@ def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [COMMAND, *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600
     )
+
+
+def engines_of(process: int) -> list[str]:
+    """The command lines of vLLM's engines among a process's children."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    names = [Path(f"/proc/{child}/cmdline").read_text() for child in children]
+    return [name for name in names if "EngineCore" in name]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +61,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for line in process.stderr:
         told.append(line)
         if line.startswith("train: running"):
+            assert engines_of(process.pid) == []  # it was gone when the rows were there
             process.kill()
             break
     process.communicate(timeout=60)
@@ -97,6 +106,10 @@ def test_every_row_is_accounted_for_and_trains_both_tasks(demo: Path) -> None:
     assert shard is not None
     rows = list(outputs.read(shard, TrainingRow))
     assert {row.task for row in rows} == {"label", "rationale"}
+    stored = {record.key for _, _, record in read_store(demo / "runs/topics/responses")}
+    sample = outputs.current(demo / "runs/topics", "sample")
+    assert sample is not None
+    assert {row.request for row in outputs.read(sample, Response)} <= stored
     assert all(row.prompt.startswith(f"[{row.task}] ") for row in rows)
 
 
@@ -122,7 +135,7 @@ def test_the_commands_of_the_readme_run(demo: Path) -> None:
 def test_shards_train_alone_and_any_model_is_measured(demo: Path) -> None:
     shard = outputs.current(demo / "runs/topics", "shard")
     train = outputs.current(demo / "runs/topics", "train")
-    settings = ["--set", "epochs=1", "--set", "batch_size=8"]
+    settings = ["--set", "epochs=1", "--set", "batch_size=8", "--set", "baseline=false"]
     done = call(
         demo, "train", "--shards", str(shard), "--student", f"{train}/student", "--out", "again", *settings, "--json"
     )

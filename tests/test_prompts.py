@@ -73,6 +73,20 @@ def test_what_a_row_holds_is_never_rendered(text: str) -> None:
     assert prompts.render_text("{{ text }}", {"text": text}) == text
 
 
+@given(
+    st.sampled_from(["text", "self", "loop", "super", "caller", "range", "true", "none", "labels"]),
+    st.text() | st.integers() | st.booleans() | st.lists(st.text()),
+)
+def test_one_column_alone_reads_as_any_template_would_show_it(name: str, value: object) -> None:
+    def shown(template: str) -> str:
+        try:
+            return prompts.render_text(template, {name: value})  # type: ignore[dict-item]
+        except InputError as error:
+            return str(error).partition(": ")[2].partition(": ")[2]
+
+    assert shown(f"{{{{ {name} }}}}") == shown(f"{{{{ {name} }}}}{{{{ '' }}}}")
+
+
 @given(st.dictionaries(st.sampled_from(["text", "labels", "choices", "other"]), st.text(), min_size=1))
 def test_a_snapshot_renders_as_the_file_did(columns: dict[str, str]) -> None:
     sources = {"t": "{% block user %}{% include 'u' %}{% endblock %}", "u": "{{ text | default('none') }}|{{ labels }}"}

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import outputs, report
+from pipeline import outputs, prompts, report
 from pipeline import project as projects
 from pipeline.config import load
-from pipeline.files import InputError, canonical_json
+from pipeline.files import InputError, canonical_json, digest
 from pipeline.parse import parse
 from pipeline.prompts import Messages
 from pipeline.records import Drop, Example, Prompt, Response
-from pipeline.requests import Asking, SoftLabels, all_requests, from_manifest, requests_of, resolve
+from pipeline.requests import Asking, SoftLabels, all_requests, from_manifest, requests_of, resolve, sent_of
+from pipeline.responses import family_key
 from pipeline.runner import run
 from pipeline.shots import FewShot
 from pipeline.teachers import Replay, Request, Server
@@ -53,6 +54,30 @@ def asked(template: Path | None, *teachers: Any, **changed: Any) -> Asking:
 
 def requests(asking: Asking, prompt: Prompt | None = None) -> list[Request]:
     return [request for _, request in all_requests(asking, prompt or row())]
+
+
+@given(
+    st.text(),
+    st.text(),
+    st.dictionaries(st.sampled_from(["top_k", "min_p", "bad_words"]), st.integers() | st.floats(0, 1) | st.none()),
+    st.sampled_from([None, "label", "json"]),
+)
+def test_keys_are_digests_of_the_canonical_json(text: str, id: str, more: dict, structured: Any) -> None:
+    identities: Any = {"m": {"model": "m"}}
+    source = {"name": "t", "templates": {"t": "{% block user %}{{ text }}{% endblock %}"}}
+    shared = {"n": 2, "greedy_first": True, "temperature": 0.5, "top_p": 0.9, "max_tokens": 9, "stop": [], "seed": 1}
+    shapes = {"structured": structured, "regex": None, "logprobs": False, "soft_labels": None, "rationalise": False}
+    teacher = [{"backend": "server", "name": "m", "model": "m", "share": 1.0}]
+    settings = {"teacher": teacher, **shared, **shapes, "sampling": more, "labels": LABELS}
+    asking = from_manifest(settings, identities, prompts.from_snapshot(source), None)
+    for choices in (None, ["a", text]):
+        prompt = row(id, text, choices=choices)
+        for request in requests(asking, prompt):
+            sent = digest(sent_of(prompt, request.messages))
+            sampling = {name: value for name, value in request.sampling.items() if name != "max_tokens"}
+            about: dict[str, Any] = {"identity": digest({"model": "m"}), "seed": request.seed, "sample": request.sample}
+            assert request.prompt_digest == sent
+            assert request.family == family_key(prompt=sent, sampling=sampling, **about)
 
 
 # Several teachers

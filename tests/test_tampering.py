@@ -6,10 +6,14 @@ again. *Reforged*: everything unsigned along the chain fits again (tests/tamperi
 - for naive and sealed tamperings the very file that was changed, removed, added or renamed;
 - for reforged ones a file or folder of the stage that was tampered with, of one next to it in the chain, or of the response store: what
   contradicts the tampering. What nothing contradicts is found by the signature alone, and ``SIGNATURE_ALONE`` says what that is.
+
+``TAMPERINGS=all python -m pytest tests/test_tampering.py`` tries every reforged one and a hundred clean runs; without it, a third of them.
 """
 
 import base64
+import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
@@ -50,6 +54,7 @@ from tests.tampering import (
 
 CHAIN = list(STAGES)
 LAST = CHAIN[-1]  # no stage after it says what its manifest was
+ALL = os.environ.get("TAMPERINGS") == "all"
 NOT_WATCHED = (".lock", "responses/lock")  # empty, or names a process
 
 
@@ -534,7 +539,7 @@ SIGNATURE_ALONE = {
 def test_rows_with_all_hashes_made_to_fit(signed: Path, before_signed: dict[str, bytes], keys: signing.Pair) -> None:
     """Reforged. The signature finds every one; without it, what ``--full`` derives again contradicts all but what is listed."""
     unsigned, slipped = [], []
-    for one in row_tamperings(signed):
+    for one in itertools.islice(row_tamperings(signed), 0, None, 1 if ALL else 3):
         with tampered(signed, before_signed):
             one.act(signed)
             reforge(signed, one.stage)
@@ -557,6 +562,8 @@ def test_leaves_with_all_hashes_made_to_fit(signed: Path, before_signed: dict[st
             if place[0] in ("key", "digest") or kind_of(place[:2]) in seen:
                 continue  # they follow from the rest; or another stage has the same entry
             seen.add(kind_of(place[:2]))
+            if not ALL and len(seen) % 3:
+                continue
             content = changed_leaf(manifest, place, "changed", seal=True)
             path = folder_of(signed, stage) / outputs.MANIFEST
             with tampered(signed, before_signed):
@@ -570,7 +577,7 @@ def test_leaves_with_all_hashes_made_to_fit(signed: Path, before_signed: dict[st
                 unsigned.append(f"{stage}: {shown(place)}")
             if not by_contradiction:
                 slipped.append(f"{stage}: {shown(place)}")
-    assert done > 70
+    assert done > (70 if ALL else 23)
     assert unsigned == []
     assert listed(slipped) == []
 
@@ -877,7 +884,7 @@ def test_the_command_says_what_and_where_and_what_it_cannot_prove(
 # Clean runs
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(100 if ALL else 30))
 def test_of_a_clean_run_nothing_is_said(tmp_path: Path, seed: int, keys: signing.Pair) -> None:
     """Varied settings, inputs, teachers and stages; every tenth run is signed and exported."""
     run = make_run(write_varied_project(tmp_path, seed))

@@ -38,6 +38,11 @@ def test_normalise_is_idempotent_and_keeps_something(text: str) -> None:
     assert "  " not in once and once == once.strip()
 
 
+@given(st.text(st.characters(max_codepoint=127)))
+def test_ascii_is_normalised_like_any_text(text: str) -> None:
+    assert words(f"{text} é") == [*words(f"a {text}")[1:], "é"]
+
+
 @given(st.text(alphabet="abc DEF", max_size=40))
 def test_letter_case_spaces_and_punctuation_do_not_count(text: str) -> None:
     shouted = "  ".join(text.upper().split(" ")) + " !"

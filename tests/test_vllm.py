@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import select
 import shutil
 import signal
@@ -435,6 +436,18 @@ def test_each_row_is_answered_once_and_those_that_cannot_be_asked_fail_alone(eng
     assert found["r5"]["evidence"]["context"] == 512
     assert found["r6"]["evidence"] == {"token": "<|im_end|>"}
     assert [row["name"] for row in engine["streamed"]] != [f"r{number}" for number in range(40)]
+
+
+@pytest.mark.slow
+def test_answers_have_the_form_that_was_asked_for_and_end_before_a_stop_text(engine: dict[str, Any]) -> None:
+    found = {row["name"]: row for row in engine["streamed"]}
+    for number in range(0, 40, 4):
+        row = found[f"r{number}"]
+        assert 0 < row["completion_tokens"] <= 40
+        if row["finish_reason"] == "stop":
+            assert re.fullmatch(r"[a-z ]{8,30}" if number == 8 else FORM["regex"], row["text"])
+    assert found["r8"]["finish_reason"] == "stop"
+    assert any(found[f"r{number}"]["finish_reason"] == "stop" for number in range(0, 40, 4) if number != 8)
 
 
 @pytest.mark.slow

@@ -33,9 +33,9 @@ from pipeline import ingest, judge, outputs, sample
 from pipeline.asking import response_of
 from pipeline.audits import Audited, Finding, Result, kind
 from pipeline.audits.answers import Answers, located
-from pipeline.audits.inputs import at_hand
-from pipeline.binding import restored
-from pipeline.blocks import Block, cut
+from pipeline.audits.inputs import place_of
+from pipeline.binding import contents, restored
+from pipeline.blocks import BYTES, Block, cut
 from pipeline.files import InputError, RunError, plain, sha256
 from pipeline.records import Drop, Example, Prompt
 from pipeline.requests import Asking, Respondent, all_requests
@@ -49,7 +49,7 @@ NO_ROWS: Final = frozenset({"inputs", "output_terms", "license"})  # settings th
 
 UNUSABLE: Final = (
     *(InputError, RunError, DecodeError, ValueError, LookupError, TypeError, AttributeError),
-    *(ArithmeticError, AssertionError, RuntimeError, re.error),
+    *(ArithmeticError, AssertionError, MemoryError, RuntimeError, re.error),
 )
 """What settings, templates or rows that nobody checked can raise in a stage's function."""
 
@@ -172,27 +172,16 @@ def _settings(audited: Audited, result: Result, stage: Stage) -> tuple[dict[str,
     if stage.name == "quality" and isinstance(calls, list):
         missing = [name for call in calls for name in call if not _is_at_hand(audited, call)]
         given["filters"] = [call for call in calls if not set(call) & set(missing)]
-    return restored(stage.function, given, lambda value: _with_files(audited, value)), missing
+    return restored(stage.function, given, lambda content: place_of(audited, content)), missing
 
 
 def _is_at_hand(audited: Audited, value: Any) -> bool:
     try:
-        _with_files(audited, value)
+        for content in contents(value):
+            place_of(audited, content)
     except FileNotFoundError:
         return False
     return True
-
-
-def _with_files(audited: Audited, value: Any) -> Any:
-    """A setting with the digests of files replaced by their places. Raises FileNotFoundError where one is not at hand."""
-    if isinstance(value, dict) and set(value) == {"sha256"}:
-        found = at_hand(audited, str(value["sha256"]))
-        if found is None:
-            raise FileNotFoundError(2, "not at hand", f"file {plain(str(value['sha256'])[:12])}")
-        return str(found)
-    if isinstance(value, dict):
-        return {name: _with_files(audited, item) for name, item in value.items()}
-    return [_with_files(audited, item) for item in value] if isinstance(value, list) else value
 
 
 def _compared(
@@ -271,13 +260,14 @@ class _Written:
 
     def __init__(self, paths: Sequence[Path], without: frozenset[str] = frozenset()) -> None:
         self.paths, self.without = list(paths), without
-        self.at = self.offset = self.number = 0
+        self.at = self.offset = 0
+        self.counted = 0, 0  # an offset in the file at hand and the lines before it, which only findings tell
 
     def next_are(self, rows: int, length: int, digest: bytes) -> bool:
         """Whether the next rows are those with this length in bytes and this SHA-256; if so, they are behind us."""
         if self.without:
             return rows == 0
-        before = self.at, self.offset, self.number
+        before = self.at, self.offset, self.counted
         sha256 = hashlib.sha256()
         left = length
         while left and self.at < len(self.paths):
@@ -285,14 +275,13 @@ class _Written:
                 file.seek(self.offset)
                 data = file.read(left)
             if not data:
-                self.at, self.offset, self.number = self.at + 1, 0, 0
+                self.at, self.offset, self.counted = self.at + 1, 0, (0, 0)
                 continue
             sha256.update(data)
             self.offset += len(data)
-            self.number += data.count(b"\n")
             left -= len(data)
         if left or sha256.digest() != digest:
-            self.at, self.offset, self.number = before
+            self.at, self.offset, self.counted = before
             return False
         return True
 
@@ -304,13 +293,27 @@ class _Written:
                 file.seek(self.offset)
                 raw = file.readline()
             if raw:
+                number = self._lines_before() + 1
                 self.offset += len(raw)
-                self.number += 1
+                self.counted = self.offset, number
                 if not self.without or Drop.read(raw).reason not in self.without:
-                    return path, self.number, raw.removesuffix(b"\n")
+                    return path, number, raw.removesuffix(b"\n")
             else:
-                self.at, self.offset, self.number = self.at + 1, 0, 0
+                self.at, self.offset, self.counted = self.at + 1, 0, (0, 0)
         return None
+
+    def _lines_before(self) -> int:
+        """How many lines of the file at hand are behind us."""
+        place, lines = self.counted
+        with self.paths[self.at].open("rb") as file:
+            file.seek(place)
+            while place < self.offset:
+                data = file.read(min(BYTES, self.offset - place))
+                if not data:
+                    break
+                place += len(data)
+                lines += data.count(b"\n")
+        return lines
 
     def rest(self) -> tuple[Path, int] | None:
         """The place of the next row; None behind the last."""
@@ -322,10 +325,10 @@ def _summed(work: Work, block: Block) -> dict[str, tuple[int, int, bytes]]:
     """Of the rows made of a block their number, their length in bytes and their SHA-256, by the prefix of their files."""
     sums = {}
     for prefix, lines in _lines(work, block).items():
-        data = b"\n".join([*(line if isinstance(line, bytes) else line.encode() for line in lines), b""])
-        sums[prefix] = (
-            (len(lines), len(data), hashlib.sha256(data).digest()) if lines else (0, 0, hashlib.sha256().digest())
-        )
+        made = [line for line in lines if isinstance(line, bytes)]
+        data = b"\n".join([*made, b""]) if made else b""
+        # What cannot be made has no digest, so that nothing on disk is taken for it.
+        sums[prefix] = len(lines), len(data), hashlib.sha256(data).digest() if len(made) == len(lines) else b""
     return sums
 
 
@@ -478,7 +481,7 @@ def corpus_settings(audited: Audited, settings: Mapping[str, Any], stage: Stage)
     given = dict(settings)
     if stage.name == "decontaminate":
         given |= {"prompt": None, "few_shot": None}
-    return restored(stage.function, given, lambda value: _with_files(audited, value))
+    return restored(stage.function, given, lambda content: place_of(audited, content))
 
 
 def verdicts(audited: Audited, stage: Stage, source: Path, settings: Mapping[str, Any]) -> Iterator[Drop | None]:

@@ -2,37 +2,56 @@
 
     dedup/302a..../counts.json: label: not the counts of the rows beside it
 
-From these counts every filter's ``details.shift`` follows, which the check of manifests computes again without a look at rows.
+From these counts every filter's ``details.shift`` follows, which the check of manifests computes again without a look at rows. All rows
+are counted where parse made them. What a filter kept is that less what it dropped, once the rows' marks show that it dropped just these.
 
 Limits: where a column has more than ``shift.MOST`` different values only their number is known, and compared.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
 
 from pipeline import outputs, shift
 from pipeline.audits import Audited, Finding, Result
+from pipeline.audits.laws import dropped_lines
 from pipeline.blocks import Block, cut
 from pipeline.files import RunError, canonical_json, plain
-from pipeline.records import Example, Response
+from pipeline.records import Example, decoded
 from pipeline.stages import STAGES
+
+AT_ONCE: Final = 10_000  # dropped rows that are held
+
+
+class _Came(msgspec.Struct, frozen=True):
+    """The fields of a Response that are counted."""
+
+    id: str
+    input: str
+    text: str
+    gold: str | None
+    slices: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 def check(audited: Audited) -> Iterator[Finding]:
     """Findings on figures over rows, where rows are looked at."""
+    known: dict[Path, shift.Figures] = {}
     for result in audited.all if audited.full else ():
         if STAGES[result.folder.parent.name].gives is Example:
             try:
-                yield from _counts(audited, result)
+                yield from _counts(audited, result, known)
             except (RunError, OSError, LookupError, TypeError, ValueError) as error:
                 yield Finding(result.folder / shift.COUNTS, f"cannot be compared with the rows ({plain(str(error))})")
 
 
-def _counts(audited: Audited, result: Result) -> Iterator[Finding]:
+def _counts(audited: Audited, result: Result, known: dict[Path, shift.Figures]) -> Iterator[Finding]:
     chain = dict(audited.before(result)) | {result.folder.parent.name: result}
     parsed: Any = chain["parse"].manifest.settings
     truth = shift.Truth(parsed["label_type"], None if parsed["labels"] is None else tuple(parsed["labels"]))
-    written, found = shift.read(result.folder), _measured(audited, result, Example, truth, None)[0]
+    written, found = shift.read(result.folder), _found(audited, result, truth, known)
     for name in sorted({*written.counts, *found.counts}):
         one, other = written.counts.get(name), found.counts.get(name)
         if one is not None and other is not None and (None in one or None in other):
@@ -44,14 +63,29 @@ def _counts(audited: Audited, result: Result) -> Iterator[Finding]:
     if result.folder.parent.name == "parse" and "sample" in chain:
         drops = audited.scans.get(result.folder / f"{outputs.DROPPED}.jsonl")
         gone = frozenset(() if drops is None else drops.ids)
-        came, dropped = _measured(audited, chain["sample"], Response, truth, gone)
+        came, dropped = _measured(audited, chain["sample"], _Came, truth, gone)
         told = shift.change(came, dropped).model_dump(mode="json")
         if canonical_json(told) != canonical_json(result.manifest.details.get("shift")):
             yield Finding(result.folder / outputs.MANIFEST, "details.shift: not what the responses and drops give")
 
 
+def _found(audited: Audited, result: Result, truth: shift.Truth, known: dict[Path, shift.Figures]) -> shift.Figures:
+    """The counts over the rows of a result, each counted once."""
+    if result.folder not in known:
+        parents = [audited.parent(result, name) for name in result.manifest.parents]
+        gone = dropped_lines(audited, result)
+        if gone is None or len(parents) != 1 or parents[0] is None:
+            known[result.folder] = _measured(audited, result, shift.Seen, truth, frozenset())[0]
+        else:
+            dropped = shift.Figures()
+            while some := [decoded(shift.Seen, line) for line in islice(gone, AT_ONCE)]:
+                shift.add(dropped, shift.measured(some, truth))
+            known[result.folder] = shift.less(_found(audited, parents[0], truth, known), dropped)
+    return known[result.folder]
+
+
 def _measured(
-    audited: Audited, result: Result, row: type[Any], truth: shift.Truth, gone: frozenset[str] | None
+    audited: Audited, result: Result, row: type[Any], truth: shift.Truth, gone: frozenset[str]
 ) -> tuple[shift.Figures, shift.Figures]:
     """The counts over all rows of a result, and over those with the ids ``gone``."""
     blocks = list(cut(result.folder))
@@ -64,9 +98,9 @@ def _measured(
 
 
 def measured(
-    shared: tuple[type[Any], shift.Truth, frozenset[str] | None], block: Block
+    shared: tuple[type[Any], shift.Truth, frozenset[str]], block: Block
 ) -> tuple[shift.Figures, shift.Figures]:
     """The same of one block."""
     row, truth, gone = shared
     rows = block.rows(row)
-    return shift.measured(rows, truth), shift.measured([one for one in rows if gone and one.id in gone], truth)
+    return shift.measured(rows, truth), shift.measured([one for one in rows if one.id in gone] if gone else [], truth)

@@ -76,16 +76,20 @@ class _Rows:
         number = int(numpy.searchsorted(self.ends, row, side="right")) - 1
         return self.files[number][0], row - int(self.ends[number]) + 1
 
-    def ids(self, rows: "NDArray[Any]") -> Iterator[str | None]:
-        """The ids of these rows (rising); None for one that cannot be read."""
+    def lines(self, rows: "NDArray[Any]") -> Iterator[bytes]:
+        """The lines of these rows (rising)."""
         for number, (path, found) in enumerate(self.files):
             here = rows[(rows >= self.ends[number]) & (rows < self.ends[number + 1])] - self.ends[number]
             assert found.lengths is not None
-            for line in line_at(path, found.lengths, here):
-                try:
-                    yield decoded(_Id, line).id
-                except msgspec.DecodeError:
-                    yield None
+            yield from line_at(path, found.lengths, here)
+
+    def ids(self, rows: "NDArray[Any]") -> Iterator[str | None]:
+        """The ids of these rows (rising); None for one that cannot be read."""
+        for line in self.lines(rows):
+            try:
+                yield decoded(_Id, line).id
+            except msgspec.DecodeError:
+                yield None
 
 
 def _check_doubles(audited: Audited, result: Result) -> Iterator[Finding]:
@@ -103,29 +107,44 @@ def _check_doubles(audited: Audited, result: Result) -> Iterator[Finding]:
         yield Finding(path, f"this row stands in the result twice ({len(doubled)} such rows)", line)
 
 
+def _passed(audited: Audited, result: Result) -> tuple[_Rows, _Rows] | None:
+    """The rows that a filter read and those that it kept; None where some of them could not be read."""
+    parents = [audited.parent(result, name) for name in result.manifest.parents]
+    if len(parents) != 1 or parents[0] is None:
+        return None
+    came, kept = _Rows(audited, parents[0]), _Rows(audited, result)
+    return (came, kept) if came.whole and kept.whole else None
+
+
+def dropped_lines(audited: Audited, result: Result) -> Iterator[bytes] | None:
+    """The rows that a filter read and did not keep; None where it keeps others as well, or some could not be read."""
+    stage = STAGES[result.folder.parent.name]
+    passed = _passed(audited, result) if stage.kind == "filter" or stage.adds else None
+    if passed is None:
+        return None
+    gone = _without(passed[0].marks(), passed[1].marks(bare=bool(stage.adds)))
+    return None if isinstance(gone, int) else passed[0].lines(gone)
+
+
 def _check_filter(audited: Audited, result: Result) -> Iterator[Finding]:
     import numpy
 
     folder, manifest = result
-    parents = [audited.parent(result, name) for name in manifest.parents]
-    drops = audited.scans.get(folder / DROPS)
-    if len(parents) != 1 or parents[0] is None or drops is None or drops.problem is not None:
+    drops, passed = audited.scans.get(folder / DROPS), _passed(audited, result)
+    if passed is None or drops is None or drops.problem is not None:
         return  # was named already
-    source = parents[0].folder.parent.name
-    came, kept = _Rows(audited, parents[0]), _Rows(audited, result)
-    if not came.whole or not kept.whole:
-        return
+    source = next(iter(manifest.parents))
+    came, kept = passed
     before, after = came.marks(), kept.marks(bare=bool(STAGES[folder.parent.name].adds))
-    places = positions(before, after)
-    if isinstance(places, int):
-        path, line = kept.place(places)
+    gone = _without(before, after)
+    if isinstance(gone, int):
+        path, line = kept.place(gone)
         yield Finding(path, f"not a row of {source}, or not in its place there", line)
         dropped = set(drops.ids)
         lost = (row for row in came.ids(numpy.flatnonzero(~numpy.isin(before, after))) if row not in dropped)
         for row in islice(lost, 1):
             yield Finding(folder, f"row {plain(str(row))} of {source} is neither kept as it was nor dropped")
         return
-    gone = numpy.delete(numpy.arange(int(came.ends[-1])), places)
     yield from _check_ids(folder, source, came, gone, drops)
 
 
@@ -145,6 +164,14 @@ def _check_ids(folder: Path, source: str, came: _Rows, gone: "NDArray[Any]", dro
             return
     if len(drops.ids) > len(gone):
         yield Finding(folder / DROPS, f"drops rows that are no row of {source}, or were kept", len(gone) + 1)
+
+
+def _without(came: "NDArray[Any]", kept: "NDArray[Any]") -> "NDArray[Any] | int":
+    """Which rows of ``came`` are not kept; or the first of ``kept`` (from 0) that does not stand there in order."""
+    import numpy
+
+    places = positions(came, kept)
+    return places if isinstance(places, int) else numpy.delete(numpy.arange(len(came)), places)
 
 
 def positions(came: "NDArray[Any]", kept: "NDArray[Any]") -> "NDArray[Any] | int":

@@ -8,7 +8,6 @@ Limits: no manifest lists the store, which grows with every run. A record that n
 again), and the order of records is vouched for by nobody.
 """
 
-import json
 import re
 from array import array
 from collections.abc import Iterator
@@ -249,10 +248,12 @@ def _record(line: bytes, read: _Read, *, ended: bool) -> int:
     try:
         record = _DECODER.decode(line[:-_CHECKED] + b"}")
         key = int(record.key[:16], 16)
-        told = family(
+        if not (DIGEST.fullmatch(record.identity) and DIGEST.fullmatch(record.prompt)):
+            raise ValueError("identity and prompt are named by their digests")
+        told = responses.encoded_family_key(
             identity=record.identity,
             prompt=record.prompt,
-            sampling=bytes(record.sampling),
+            sampling=_canonical(bytes(record.sampling)),
             seed=record.seed,
             sample=record.sample,
         )
@@ -261,22 +262,13 @@ def _record(line: bytes, read: _Read, *, ended: bool) -> int:
         read.wrong(read.rows, problem)
         return 0
     read.identities.add(record.identity)
-    if told != record.family or responses.HEAD.match(line) is None or request(told, record.max_tokens) != record.key:
+    if (
+        told != record.family
+        or responses.HEAD.match(line) is None
+        or responses.request_key(told, record.max_tokens) != record.key
+    ):
         read.wrong(read.rows, "key: is not that of the request the record tells of")
     return key
-
-
-def family(*, identity: str, prompt: str, sampling: bytes, seed: int, sample: int) -> str:
-    """``responses.family_key``, where ``sampling``, the same in many records, is encoded once. Raises ValueError."""
-    if not (DIGEST.fullmatch(identity) and DIGEST.fullmatch(prompt)):
-        raise ValueError("identity and prompt are named by their digests")
-    told = f'{{"identity":"{identity}","prompt":"{prompt}","sample":{sample},"sampling":{_canonical(sampling)},"seed":{seed}}}'
-    return xxhash.xxh3_128_hexdigest(told.encode())
-
-
-def request(family: str, max_tokens: int) -> str:
-    """``responses.request_key``."""
-    return xxhash.xxh3_128_hexdigest(f'{{"family":"{family}","max_tokens":{max_tokens}}}'.encode())
 
 
 @lru_cache(maxsize=4096)
@@ -284,7 +276,7 @@ def _canonical(raw: bytes) -> str:
     found = strict_json(raw)
     if not isinstance(found, dict):
         raise ValueError("sampling is no object")
-    return json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return canonical_json(found).decode()
 
 
 def _finding(store: Path, problem: str) -> Finding:

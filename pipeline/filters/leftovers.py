@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from pipeline.filters.reading import quoted, written
+from pipeline.filters.reading import quoted, said, written
 from pipeline.records import Example
 from pipeline.text import normalise
 
@@ -133,8 +133,7 @@ def refusal(example: Example, *, phrases: Sequence[Phrase] = REFUSALS) -> str | 
 
 def _declined(example: Example) -> str | None:
     """The first words in which a form of ``_DECLINES`` is found, and the input does not hold."""
-    plain = f" {normalise(written(example))} "
-    if not any(map(plain.__contains__, _SIGNS_OF_IT)):
+    if _SIGNS_OF_IT.isdisjoint(said(written(example))):
         return None
     text = _in_full(written(example))
     for part, form in _DECLINES.items():
@@ -160,7 +159,10 @@ _SHORT: Final = {
     " dont ": " do not ",
     " cant ": " cannot ",
 }
-_SIGNS_OF_IT: Final = (*_DECLINES, " im ", " ive ", " id rather ", " cant be ")
+_SIGNS_OF_IT: Final = frozenset(
+    "i we me my our im ive id policy policies sorry apologies appropriate inappropriate unfortunately unable cannot cant".split()
+)
+"""Words of which each form of ``_DECLINES`` has one."""
 
 
 def boilerplate(example: Example, *, phrases: Sequence[Phrase] = BOILERPLATE) -> str | None:
@@ -214,16 +216,21 @@ _BROKEN = re.compile(
 
 def _phrase(example: Example, phrases: tuple[str, ...]) -> str | None:
     """The first of the phrases that stands in what was written and not in the input."""
+    normal, rare = _normal(phrases)
+    if rare.isdisjoint(said(written(example))):
+        return None
     text = f" {normalise(written(example))} "
-    for spelled, phrase in _normal(phrases):
+    for spelled, phrase in normal:
         if spelled in text and spelled not in f" {normalise(example.input)} ":
             return phrase
     return None
 
 
 @lru_cache(maxsize=64)
-def _normal(phrases: tuple[str, ...]) -> list[tuple[str, str]]:
-    return [(f" {normalise(phrase)} ", phrase) for phrase in phrases]
+def _normal(phrases: tuple[str, ...]) -> tuple[list[tuple[str, str]], frozenset[str]]:
+    """The phrases as they are looked for, and a long word of each: without one of these no phrase stands in a text."""
+    normal = [(f" {normalise(phrase)} ", phrase) for phrase in phrases]
+    return normal, frozenset(max(reversed(spelled.split()), key=len, default="") for spelled, _ in normal)
 
 
 @lru_cache(maxsize=64)
