@@ -24,7 +24,7 @@ from pipeline.progress import Advance, bar, say_line
 from pipeline.records import Drop, Prompt, Response
 from pipeline.requests import Asking, Respondent, requests_of
 from pipeline.responses import Store, Stored, open_store, request_key
-from pipeline.revocations import REASON
+from pipeline.revocations import REASON, why_not
 from pipeline.spending import Meter, Purse, priced
 from pipeline.teachers import Answer, Failure, Request
 
@@ -75,8 +75,11 @@ def ask(
                     number += 1
                     stored = store.get(family, asking.max_tokens)
                     key = request_key(family.hex(), asking.max_tokens) if stored is None else stored.key
-                    if key in asking.revoked:
-                        why = Failure(REASON, {"request": key, "because": asking.revoked[key]})
+                    because = why_not(asking.revoked, key=key, family=family.hex())
+                    if because is not None:
+                        asked_for = stored is not None or key in asking.revoked  # else nobody ever was asked this
+                        which = {"request": key} if asked_for else {"family": family.hex()}
+                        why = Failure(REASON, {**which, "because": because})
                         yield _drop(name, prompt, respondent, why)
                     elif stored is None:
                         yield _drop(name, prompt, respondent, failures[family])
@@ -107,8 +110,9 @@ def _fill(
             for request in requests_of(asking, respondent, prompt):
                 family = bytes.fromhex(request.family)
                 families.extend(family)
-                known = family in under_way or family in failures or request.key in asking.revoked
-                if known or store.has(family, asking.max_tokens):
+                known = family in under_way or family in failures
+                refused = why_not(asking.revoked, key=request.key, family=request.family) is not None
+                if known or refused or store.has(family, asking.max_tokens):
                     advance()
                 else:
                     under_way.add(family)

@@ -2,6 +2,8 @@
 
     put_away(run, run / "dedup/302a..")     # -> <run>/damaged/dedup/302a.., or 302a...1, 302a...2 where that is taken
 
+Beside it lies ``rebuilding.json`` while a result is made again; it names that result, for the case of an interruption.
+
 Symbolic links are kept as text files that tell where they pointed, so that nothing in the folder leads out of it.
 
 Limits: whatever lies there is kept until somebody deletes it; no command reads it but ``repair``.
@@ -53,6 +55,14 @@ def put_away(run: Path, path: Path) -> Path:
     sync_folder(target.parent)
     sync_folder(path.parent)
     return target
+
+
+def put_back(run: Path, path: Path, kept: Path) -> None:
+    """Undo ``put_away``, where nothing could take its place; what was begun in its place is put away in turn."""
+    if kind(path) is not None:
+        put_away(run, path)
+    kept.rename(path)
+    sync_folder(path.parent)
 
 
 def keep(run: Path, path: Path, lines: Iterable[bytes]) -> Path:

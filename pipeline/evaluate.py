@@ -47,6 +47,7 @@ from pipeline.teachers import TeacherSettings, Vllm
 
 METRICS = "metrics.json"
 RATIONALES = "rationales.jsonl"
+MOST_RESAMPLES = 100_000  # behind a comparison; intervals no longer move from there on
 SPEEDS = "run-speed.json"
 INTERVAL = "95% Wilson score interval"
 Z95 = 1.959963984540054  # the normal distribution's 97.5th percentile
@@ -195,7 +196,7 @@ def evaluate(
     precision: Precision = "float32",
     rationales: Annotated[int, Field(ge=0)] = 12,
     max_rationale_tokens: Positive = 96,
-    bootstrap: Positive = 2000,
+    bootstrap: Annotated[int, Field(gt=0, le=MOST_RESAMPLES)] = 2000,
     seed: int = 0,
     eval_sets: Annotated[dict[str, EvalSet], From("eval_sets")],
     labels: Annotated[list[str] | None, From("task.labels")],

@@ -1,7 +1,7 @@
 """export: what others' tools read about a data set, generated from its manifests.
 
     stepdistill export croissant            # <run>/exports/croissant.json
-    stepdistill export all
+    stepdistill export all                  # every format that the run has results for; what it has none for any more is removed
 
 An export is a view: ``audit`` generates each again and compares the bytes, so that none can say what the manifests do not. Exports hold no
 clock times and no machine's paths; the same manifests give the same bytes.
@@ -22,24 +22,28 @@ FOLDER: Final = "exports"
 
 
 class Format(NamedTuple):
-    """A format: its file's name, and what renders it."""
+    """A format: its file's name, what renders it, and the stage whose result it is about."""
 
     file: str
     render: Callable[[View], str]
+    about: str = "shard"
 
 
 FORMATS: Final = {
     "croissant": Format("croissant.json", croissant.render),
     "data-card": Format("data-card.md", data_card.render),
-    "model-card": Format("model-card.md", model_card.render),
+    "model-card": Format("model-card.md", model_card.render, "train"),
     "statement": Format("statement.json", statement.render),
     "summary": Format("summary.txt", summary.render),
 }
 ALL: Final = "all"
 
 
-def export(run: Path, name: str, target: Path | None = None) -> Iterator[Path]:
+def export(run: Path, name: str, target: Path | None = None, *, tell: Callable[[str], None] = print) -> Iterator[Path]:
     """Write an export, or all that the run has results for, and name each file written; ``target`` is another file than the usual one.
+
+    Of all formats, the file of one that the run has no results for (a model card, once the shards are others than those that the student
+    was trained on) is removed; ``tell`` is given a line on that.
 
     Raises InputError for a name that is no format, and where there is nothing to export; RunError where manifests do not hold together.
     """
@@ -49,10 +53,11 @@ def export(run: Path, name: str, target: Path | None = None) -> Iterator[Path]:
         raise InputError("-o names one file; leave it out with `export all`")
     shown = view(run)
     for format_name in FORMATS if name == ALL else (name,):
-        if name == ALL and format_name == "model-card" and "train" not in shown.results:
-            continue
-        file, render = FORMATS[format_name]
+        file, render, about = FORMATS[format_name]
         path = target or run / FOLDER / file
+        if name == ALL and about not in shown.results:
+            _remove(path, f"{about} has no result on these shards", tell)
+            continue
         text = render(shown)
         try:
             path.parent.mkdir(exist_ok=True)
@@ -62,3 +67,13 @@ def export(run: Path, name: str, target: Path | None = None) -> Iterator[Path]:
                 f"{plain(str(path))}: cannot be written ({error.strerror}); choose another place"
             ) from None
         yield path
+
+
+def _remove(path: Path, why: str, tell: Callable[[str], None]) -> None:
+    try:
+        path.unlink()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise InputError(f"{plain(str(path))}: cannot be removed ({error.strerror}); remove it by hand") from None
+    tell(f"{path}: removed, for {why}")

@@ -98,8 +98,8 @@ def _member(said: str, options: Sequence[str]) -> str | None:
     """The only option that equals ``said`` under the strictest comparison that finds any: "C" is "c" before "c++" comes near."""
     if said in options:
         return said
-    for compare, looks in zip((text.fold, text.normalise), _spellings(tuple(options)), strict=True):
-        look = compare(said)
+    folded, normalised = _spellings(tuple(options))
+    for look, looks in ((text.fold(said), folded), (text.normalise(said), normalised)):
         if look in looks:
             found = {option for option, other in zip(options, looks, strict=True) if other == look}
             return found.pop() if len(found) == 1 else None

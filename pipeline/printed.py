@@ -120,13 +120,17 @@ def suspects(found: "Suspects") -> None:
         print("    of the first " + ", ".join(f"{rank:,} {rate:.1%}" for rank, rate in told.first.items()))
 
 
-def revoked(known: "list[Revocation]", held: "list[Reached]") -> None:
+def revoked(known: "list[Revocation]", held: "list[Reached]", not_looked_through: "list[Path]") -> None:
     """What is revoked, and the results that still hold it."""
+    if not known:
+        print("nothing is revoked")
+        return
     table(("revoked", "id", "source", "reason"), [(one.kind, one.id, one.source or "", one.reason) for one in known])
     _reached(held)
+    _not_looked_through(not_looked_through)
 
 
-def reach(run: "Path", found: "Reach", *, recorded: bool) -> None:
+def reach(run: "Path", found: "Reach", *, dry_run: bool) -> None:
     """What a revocation reached, and what to do about it."""
     from pipeline.files import plain
 
@@ -137,25 +141,33 @@ def reach(run: "Path", found: "Reach", *, recorded: bool) -> None:
         "students and baselines": found.checkpoints,
         "evaluations": found.evaluations,
         "exports and signatures": found.documents,
-        "answers in the response store, which stay, so that none is asked for again": found.stored,
     }
     for title, paths in places.items():
         print(f"{title}: {plain(', '.join(map(str, paths)), 2000) or 'none'}")
+    stored = plain(", ".join(found.stored[:3]), 2000) or "none"
+    many = f"{found.stored_total:,}, the first: {stored}, .." if found.stored_total > 3 else stored
+    print(f"answers in the response store, which stay, so that none is asked for again: {many}")
+    _not_looked_through(found.not_looked_through)
     if found.duplicates:
         told = f"{', '.join(found.duplicates[:3])}{', ..' if len(found.duplicates) > 3 else ''}"
         print(
             f"dropped as its duplicates, and back without it: {len(found.duplicates):,} ({plain(told)}); revoke them, too, if they are bad"
         )
-    if not recorded:
+    if dry_run:
         print("nothing was written")
         return
-    said = "was revoked before" if found.known else "recorded"
-    print(f"{said} in {run / 'revoked.jsonl'}; `stepdistill run` builds without it")
+    said = "was revoked before, and stays as it stands, in" if found.known else "recorded in"
+    print(f"{said} {run / 'revoked.jsonl'}; `stepdistill run` builds without it")
     old = [str(one.folder) for one in found.results if one.kept] + list(map(str, found.evaluations))
     if old:
         print(
             f"then these results are no longer in force, but lie on disk until you remove them: {plain(' '.join(old), 10_000)}"
         )
+
+
+def _not_looked_through(folders: "list[Path]") -> None:
+    for folder in folders:
+        print(f"moved away by repair, not looked through: {folder}")
 
 
 def _reached(results: "list[Reached]") -> None:

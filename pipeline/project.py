@@ -14,6 +14,7 @@ from pipeline.ingest import prompts as read_prompts
 from pipeline.records import Prompt
 from pipeline.requests import all_requests
 from pipeline.results import source_rows
+from pipeline.revocations import REASON
 from pipeline.sources import EvalSet
 from pipeline.stages import STAGES
 
@@ -41,10 +42,11 @@ def check(path: Path | str, overrides: Iterable[str] = ()) -> str:
     permit(config, config.stages)
     task = config.task
     asking = sample.check(config.stages["sample"])
-    rows = bad = 0
+    rows = bad = revoked = 0
     for row in source_rows(config):
         if not isinstance(row, Prompt):
-            bad += 1
+            revoked += row.reason == REASON
+            bad += row.reason != REASON
             continue
         rows += 1
         for _ in all_requests(asking, row):  # each prompt is rendered
@@ -71,6 +73,7 @@ def check(path: Path | str, overrides: Iterable[str] = ()) -> str:
             raise InputError(f"{eval_set.path}: no rows; eval set '{name}' would protect nothing")
         sets.append(f"{name} {count:,}")
     told = f", {bad:,} bad rows that ingest will drop" if bad else ""
+    told += f", {revoked:,} revoked rows" if revoked else ""
     return f"ready: {rows:,} inputs{told}; eval sets: {', '.join(sets) or 'none'}; stages: {', '.join(config.stages)}"
 
 

@@ -118,10 +118,13 @@ def push(
 
     ``private`` counts where a repository is made; ``revision`` is the branch to commit to. ``accept_terms`` is why rows are sent though
     their teacher's terms forbid training on them; it stands in the commit. ``tell`` is given what the audit finds. Raises
-    RunError for a run that does not pass, and where the Hub cannot be reached or refuses; InputError for names that cannot be used.
+    RunError for a run that does not pass, and where the Hub cannot be reached or refuses; InputError for names and reasons that cannot be
+    used.
     """
     prepared = parcels(run, repository, model)
-    _check_terms(view(run), accept_terms)
+    problem = unaccepted(run, accept_terms)
+    if problem is not None:
+        raise RunError(f"not sent: {problem}")
     findings = 0
     for finding in audit(run, keys=keys):
         tell(str(finding))
@@ -142,15 +145,24 @@ def _check_name(repository: str) -> None:
     try:
         validate_repo_id(repository)
     except HFValidationError:
-        raise InputError(f"{plain(repository)}: not a name of the Hub; give owner/name, as in ada/topics") from None
+        named = False
+    else:
+        named = "/" in repository  # without an owner the Hub makes it, and takes no commit to it
+    if not named:
+        raise InputError(f"{plain(repository)}: not a name of the Hub; give owner/name, as in ada/topics")
 
 
-def _check_terms(shown: View, accepted: str | None) -> None:
+def unaccepted(run: Path, accepted: str | None) -> str | None:
+    """Why the teachers' terms forbid to send this; None where they do not, or a reason was given. Raises InputError for an empty one."""
+    if accepted is not None:
+        if not accepted.strip():
+            raise InputError("--accept-terms: give a reason; it stands in the commit")
+        return None
     forbidden = {
-        name: one for name, one in terms.of_manifest(shown.shard.settings).items() if one.training == "forbidden"
+        name: one for name, one in terms.of_manifest(view(run).shard.settings).items() if one.training == "forbidden"
     }
-    if accepted is None and (problem := terms.refused(forbidden)):
-        raise RunError(f"not sent: {problem}; give the reason why it may be all the same: --accept-terms REASON")
+    problem = terms.refused(forbidden)
+    return f"{problem}; give the reason why it may be all the same: --accept-terms REASON" if problem else None
 
 
 def _send(api: "HfApi", parcel: Parcel, *, private: bool, revision: str | None, accepted: str | None) -> str:

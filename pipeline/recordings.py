@@ -31,6 +31,7 @@ from pipeline.records import Drop
 from pipeline.requests import Asking, Respondent, requests_of, resolve
 from pipeline.responses import Answered, Stored, open_store, read_store
 from pipeline.results import source_rows
+from pipeline.revocations import why_not
 from pipeline.teachers import Replay
 from pipeline.teachers.replay import recorded
 
@@ -102,12 +103,14 @@ def export(folder: Path, target: str, *, teacher: str | None = None, finish_reas
 class Exported:
     """What ``export_completions`` wrote.
 
-    ``unanswered`` requests have no answer; answers ``behind_a_gap`` were left out because an earlier sample has none.
+    ``unanswered`` requests have no answer; ``revoked`` answers were left out, and so were those ``behind_a_gap``, because an earlier
+    sample has none.
     """
 
     rows: int = 0
     answers: int = 0
     unanswered: int = 0
+    revoked: int = 0
     behind_a_gap: int = 0
 
 
@@ -127,22 +130,29 @@ def export_completions(config: Config, target: str, *, teacher: str | None = Non
             advance()
             if isinstance(prompt, Drop) or not respondent.takes(prompt):
                 continue
-            families = [request.family for request in requests_of(asking, respondent, prompt)]
-            found = [store.get(family, asking.max_tokens) for family in families]
+            found = [
+                store.get(request.family, asking.max_tokens) for request in requests_of(asking, respondent, prompt)
+            ]
+            refused = [one is not None and _revoked(asking, one) for one in found]
+            exported.unanswered += found.count(None)
+            exported.revoked += sum(refused)
+            found = [None if out else one for one, out in zip(found, refused, strict=True)]
             whole: list[Stored] = []
             for one in found:
                 if one is None:
                     break
                 whole.append(one)
-            missing = found.count(None)
-            exported.unanswered += missing
-            exported.behind_a_gap += len(found) - missing - len(whole)
+            exported.behind_a_gap += len(found) - found.count(None) - len(whole)
             if whole:
                 exported.rows += 1
                 exported.answers += len(whole)
                 file.write(_row(prompt.id, whole) + b"\n")
     store.close()
     return exported
+
+
+def _revoked(asking: Asking, answer: Stored) -> bool:
+    return why_not(asking.revoked, key=answer.key, family=answer.family) is not None
 
 
 def _row(name: str, answers: list[Stored]) -> bytes:

@@ -12,23 +12,34 @@ again only where the rebuilt result is another.
 Nothing is deleted, no teacher is asked, and nothing is trained unless that is asked for. Interrupted at any moment, the next call goes on.
 
 Limits: a stage is rebuilt only where stages.yaml still gives the key that it had. Where files are whole and contradict each other, the
-stage that is found fault with runs again, once; where that does not settle it, repair cannot tell which is right. A damaged result of
-sample or judge with failed requests is left, since they would be asked again. Signatures, exports and reports are left alone.
+stage that is found fault with runs again, once, and stays as it was where it comes out the same; where that does not settle it, repair
+cannot tell which is right. What was revoked is for `run` to leave out. A damaged result of sample or judge with failed requests is left,
+since they would be asked again. Signatures, exports and reports are left alone.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pipeline import damaged, judge, outputs, provenance, response_repair, runner
 from pipeline.audit import audit
 from pipeline.audits import CURRENT, Audited, Finding, chain, files, kind, opened, places
-from pipeline.config import Config
+from pipeline.config import Config, permit, verify
 from pipeline.damaged import Step
-from pipeline.files import InputError, RunError, atomic, held_alone, line_digest, plain, sha256
+from pipeline.files import (
+    InputError,
+    RunError,
+    atomic,
+    canonical_json,
+    held_alone,
+    line_digest,
+    plain,
+    sha256,
+    strict_json,
+)
 from pipeline.records import Manifest, OutputFile, Prompt
 from pipeline.requests import all_requests, resolve
 from pipeline.responses import Answered
@@ -36,6 +47,10 @@ from pipeline.stages import STAGES
 
 COSTLY: Final = ("train", "evaluate")
 """Stages that are run again only when that is asked for."""
+ABOUT_OTHERS: Final = ("revoked", "exports", "signature", "terms")
+"""Checks of the audit that say nothing against how a result was made: none is made again for their findings."""
+REBUILDING: Final = "rebuilding.json"
+"""In the folder of damaged things while a result is made again: which, so that an interrupted repair is finished by the next."""
 SHOWN: Final = 5
 
 
@@ -48,8 +63,10 @@ class Repaired:
 
     @property
     def lost(self) -> list[str]:
-        """Rows and files that are gone for good."""
-        return [name for step in self.steps for name in step.lost]
+        """Rows and files that are gone for good; a response that a lost row names is not told of twice."""
+        names = [name for step in self.steps for name in step.lost]
+        told = {name.rpartition(" (")[2].removesuffix(")") for name in names if name.endswith(")")}
+        return [name for name in names if name not in told]
 
 
 def repair(config: Config, *, dry_run: bool = False, train: bool = False) -> Repaired:
@@ -57,21 +74,22 @@ def repair(config: Config, *, dry_run: bool = False, train: bool = False) -> Rep
 
     Raises InputError where there is no run, and RunError where another process works on it.
     """
+    settled = list(_settle(config.run, dry_run=dry_run))
     findings = list(audit(config.run))
     if not findings:
-        return Repaired([], [])
+        return Repaired(settled, [])
     with held_alone(config.run / runner.LOCK, config.run):
         pass  # nobody else works on it
     tried: set[str] = set()
-    steps = list(_repair(config, tried, dry_run=dry_run, train=train))
-    while not dry_run:
-        findings = list(audit(config.run))
-        stage = _contradicted(config, findings, tried)
-        if stage is None:
-            break
+    steps = [*settled, *_repair(config, tried, dry_run=dry_run, train=train)]
+    findings = findings if dry_run else list(audit(config.run))
+    while (stage := _contradicted(config, findings, tried)) is not None:
         tried.add(stage)
-        steps += _rebuild(config, stage, _state(config.run), dry_run=False, train=train)
-        steps += _stages(config, list(STAGES), tried, dry_run=False, train=train)
+        state = replace(_state(config.run), contradictions=findings)
+        steps += _rebuild(config, stage, state, dry_run=dry_run, train=train)
+        if not dry_run:
+            steps += _stages(config, list(STAGES), tried, dry_run=False, train=train)
+            findings = list(audit(config.run))
     return Repaired(steps, findings)
 
 
@@ -87,11 +105,15 @@ def _repair(config: Config, tried: set[str], *, dry_run: bool, train: bool) -> I
 
 @dataclass(frozen=True)
 class _State:
-    """What is in force, what is wrong in each stage's folder, and which manifests the results in force cite: stage -> key -> SHA-256."""
+    """What is in force, what is wrong in each stage's folder, and which manifests the results in force cite: stage -> key -> SHA-256.
+
+    ``contradictions`` are findings on files that are as they were written.
+    """
 
     audited: Audited
     flaws: Mapping[str, list[Finding]]
     cited: Mapping[str, dict[str, str]]
+    contradictions: Sequence[Finding] = ()
 
 
 def _state(run: Path, *, rows: bool = True) -> _State:
@@ -260,12 +282,15 @@ def _is_to_do(run: Path, state: _State, stage: str) -> bool:
 
 def _contradicted(config: Config, findings: list[Finding], tried: set[str]) -> str | None:
     """The first stage whose rows are found fault with though every file is as it was written, and that costs little to run."""
-    named = {
-        finding.path.relative_to(config.run).parts[0] for finding in findings if finding.path != config.run
-    } - tried
+    named = {_stage_of(config.run, finding) for finding in findings if finding.check not in ABOUT_OTHERS} - tried
     if not named or any(_state(config.run).flaws.values()):
         return None
     return next((name for name in config.stages if name in named and name not in COSTLY), None)
+
+
+def _stage_of(run: Path, finding: Finding) -> str:
+    """The folder of the run that a finding is about; empty where it is about the run."""
+    return next(iter(finding.path.relative_to(run).parts), "")
 
 
 def _rebuild(config: Config, stage: str, state: _State, *, dry_run: bool, train: bool) -> Iterator[Step]:
@@ -276,8 +301,9 @@ def _rebuild(config: Config, stage: str, state: _State, *, dry_run: bool, train:
     asked, why_not = _asked(config, stage)
     key = key if key is not None or asked is None else asked.key
     place = f"{stage}/{key}" if key is not None else stage
-    found = "; ".join(dict.fromkeys(_brief(run, finding) for finding in state.flaws.get(stage, ())[:SHOWN]))
-    damage = found or "made from rows that are others now, or contradict"
+    found = _brief(run, state.flaws.get(stage, ()))
+    against = _brief(run, [one for one in state.contradictions if _stage_of(run, one) == stage])
+    damage = found or (f"contradicts another result: {against}" if against else "made from rows that are others now")
     waiting = dry_run and stage in config.stages and any(state.flaws.get(name) for name in config.parents(stage))
     if asked is None:
         told = "once what it reads is" if waiting else f"cannot be rebuilt: {plain(why_not)}"
@@ -292,35 +318,108 @@ def _rebuild(config: Config, stage: str, state: _State, *, dry_run: bool, train:
     if stage in COSTLY and not train:
         yield Step(place, damage, "left", f"{stage} must run again; `stepdistill repair --train` does that")
         return
-    unanswered = _unanswered(config, stage)
+    unanswered = _unanswered(config, stage, dry_run=dry_run)
     if unanswered:
         told = f"`stepdistill run {stage} --force` asks its teacher {len(unanswered):,} requests again"
         failed = _failed(run, stage)
-        lost = [f"{stage}: the answer {name}" for name in unanswered if not {name, name.partition("#")[0]} & failed]
+        lost = [
+            f"{stage}: the answer {name} (response {request})"
+            for name, request in unanswered.items()
+            if not {name, name.partition("#")[0]} & failed
+        ]
         yield Step(place, damage, "left", told, lost)
+        return
+    config = _accepted(config, stage, str(key))
+    try:
+        verify(config, thorough=True)
+        permit(config, [stage])
+    except (InputError, RunError) as error:
+        yield Step(place, damage, "left", f"cannot be rebuilt: {plain(str(error))}")
         return
     if dry_run:
         yield Step(place, damage, "rebuilt")
         return
+    folder = run / stage / asked.key
+    note = run / damaged.FOLDER / REBUILDING
+    note.parent.mkdir(exist_ok=True)
+    with atomic(note) as file:
+        file.write(canonical_json({"stage": stage, "key": asked.key, "believed": bool(found)}) + b"\n")
+    moved: dict[Path, Path] = {}
     if key is not None and kind(run / stage / key) is not None:
-        damaged.put_away(run, run / stage / key)
-    if kind(run / stage / asked.key) is not None and _finished(run, stage, asked.key) is None:
-        damaged.put_away(run, run / stage / asked.key)
+        moved[run / stage / key] = damaged.put_away(run, run / stage / key)
+    if kind(folder) is not None and _finished(run, stage, asked.key) is None:
+        moved[folder] = damaged.put_away(run, folder)
     try:
-        outcome = runner.run(config, [stage])[-1]
+        runner.run(config, [stage])
     except (InputError, RunError) as error:
-        yield Step(
-            place, damage, "left", f"cannot be rebuilt: {plain(str(error))}; what was there lies in {damaged.FOLDER}/"
-        )
+        if _finished(run, stage, asked.key) is None:
+            for path, kept in moved.items():
+                damaged.put_back(run, path, kept)
+        note.unlink()
+        yield Step(place, damage, "left", f"cannot be rebuilt: {plain(str(error))}")
         return
-    told = _as_it_was(run, outcome.folder, state.cited.get(stage, {}).get(asked.key), believed=bool(found))
-    yield Step(f"{stage}/{outcome.folder.name}", damage, "rebuilt", told)
+    told = _as_it_was(run, folder, state.cited.get(stage, {}).get(asked.key), believed=bool(found))
+    note.unlink()
+    yield Step(f"{stage}/{asked.key}", damage, "rebuilt", told)
 
 
-def _brief(run: Path, finding: Finding) -> str:
-    place = "/".join(finding.path.relative_to(run).parts[2:])
-    line = f":{finding.line}" if finding.line else ""
-    return plain(f"{place}{line}: {finding.problem}" if place else finding.problem, 160)
+def _settle(run: Path, *, dry_run: bool) -> Iterator[Step]:
+    """Finish what an interrupted repair had made again, but not yet given the manifest that it had."""
+    note = run / damaged.FOLDER / REBUILDING
+    if kind(note) != "file":
+        return
+    with held_alone(run / runner.LOCK, run):
+        stage, key, believed = _noted(note)
+        folder = _finished(run, stage, key) if stage in STAGES and _named(run, stage) == key else None
+        if folder is not None and damaged.manifest_of(folder) is not None:
+            told = "" if dry_run else _as_it_was(run, folder, _cited(run, stage, key), believed=believed)
+            yield Step(f"{stage}/{key}", "a repair of it was interrupted", "rebuilt", told)
+        if not dry_run:
+            note.unlink()
+
+
+def _noted(note: Path) -> tuple[str, str, bool]:
+    """Stage and key of what was being made again, and whether it was damaged, not suspected; empty where that cannot be read."""
+    try:
+        told: Any = strict_json(note.read_bytes())
+        return str(told["stage"]), str(told["key"]), told["believed"] is True
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return "", "", False
+
+
+def _cited(run: Path, stage: str, key: str) -> str | None:
+    return _state(run, rows=False).cited.get(stage, {}).get(key)
+
+
+def _accepted(config: Config, stage: str, key: str) -> Config:
+    """The settings with the reason for training that the result itself was made with, where stages.yaml has none."""
+    settings = config.stages[stage]
+    if "accept_terms" not in settings or settings["accept_terms"]:
+        return config
+    for folder in _copies(config.run, stage, key):
+        manifest = damaged.manifest_of(folder)
+        reason = None if manifest is None else manifest.settings.get("accept_terms")
+        if isinstance(reason, str) and reason.strip():
+            accepted = {"accept_terms": reason}
+            given = {**config.given, stage: {**config.given.get(stage, {}), **accepted}}
+            return replace(config, stages={**config.stages, stage: {**settings, **accepted}}, given=given)
+    return config
+
+
+def _copies(run: Path, stage: str, key: str) -> list[Path]:
+    """The folders of the results that have or had a key, those that were put away last."""
+    return [path for path in damaged.results(run, stage) if path.name.partition(".")[0] == key]
+
+
+def _brief(run: Path, findings: Sequence[Finding]) -> str:
+    """The first of the findings on one stage, by their places in a result."""
+
+    def told(finding: Finding) -> str:
+        place = "/".join(finding.path.relative_to(run).parts[2:])
+        line = f":{finding.line}" if finding.line else ""
+        return plain(f"{place}{line}: {finding.problem}" if place else finding.problem, 160)
+
+    return "; ".join(dict.fromkeys(map(told, findings[:SHOWN])))
 
 
 def _differs(folder: Path, stage: str, key: str | None, asked: provenance.Ask, *, stale: bool) -> str:
@@ -334,10 +433,10 @@ def _differs(folder: Path, stage: str, key: str | None, asked: provenance.Ask, *
     return plain("; ".join(provenance.changes(manifest, stage, asked, parents)), 400)
 
 
-def _unanswered(config: Config, stage: str) -> list[str]:
-    """The responses, by id, that a stage would ask a teacher for now."""
+def _unanswered(config: Config, stage: str, *, dry_run: bool) -> dict[str, str]:
+    """The responses that a stage would ask a teacher for now, by id, and the keys of their requests; in a dry run, with a mended store."""
     if stage not in ("sample", "judge"):
-        return []
+        return {}
     (above,) = config.parents(stage)
     folder = outputs.current(config.run, above)
     assert folder is not None
@@ -347,17 +446,17 @@ def _unanswered(config: Config, stage: str) -> list[str]:
             asking, prompts = judge.wanted(config.stages[stage], folder)
         else:
             prompts = outputs.read(folder, Prompt)
-        store = Answered(config.run / "responses")
-        found = [
-            f"{prompt.id}#{number}"
+        store = response_repair.mended(config) if dry_run else Answered(config.run / "responses")
+        found = {
+            f"{prompt.id}#{number}": request.key
             for prompt in prompts
             for number, (_, request) in enumerate(all_requests(asking, prompt))
             if not store.has(request.family, request.max_tokens) and request.key not in asking.revoked
-        ]
+        }
         store.close()
         return found
     except (InputError, RunError, OSError):
-        return []  # running the stage tells why
+        return {}  # running the stage tells why
 
 
 def _failed(run: Path, stage: str) -> set[str]:
@@ -374,13 +473,14 @@ def _as_it_was(run: Path, folder: Path, cited: str | None, *, believed: bool) ->
     """Give a rebuilt result the manifest that it had, where its files are what that one says; what was reached.
 
     ``cited`` is the SHA-256 of the manifest by which a later stage knows it. ``believed``: what was put away was damaged, and is not
-    suspected of being forged. Rows are taken from what was put away only where a later stage vouches for them.
+    suspected of being forged; a suspect that comes out the same was right. Rows are taken from what was put away only where a later stage
+    vouches for them.
     """
     stage, key = folder.parent.name, folder.name
     rebuilt = outputs.read_manifest(folder)
-    olds = [path for path in damaged.results(run, stage) if path.name.partition(".")[0] == key and path != folder]
+    olds = [path for path in _copies(run, stage, key) if path != folder]
     known = [manifest for path in olds if (manifest := damaged.manifest_of(path)) is not None and manifest.key == key]
-    known = known if believed else []
+    known = [one for one in known if believed or _is_same(one, rebuilt)]
     candidates = [*known, rebuilt, *_as_neighbours(run, rebuilt)]
     chosen = known[0] if known and cited is None else rebuilt
     if cited is not None:
@@ -406,12 +506,21 @@ def _as_it_was(run: Path, folder: Path, cited: str | None, *, believed: bool) ->
     if chosen is not rebuilt:
         outputs.write_manifest(folder, chosen)
     if cited is None and not known:
-        return "its manifest was damaged and nothing cites it: nothing shows that it is byte for byte what it was"
+        if not believed and not olds:
+            return "made of the rows that are there now"
+        was = "damaged" if believed else "suspected"
+        return f"its manifest was {was} and nothing cites it: nothing shows that it is byte for byte what it was"
     return (
         "byte for byte as it was"
         if cited in (None, _sha256(chosen))
         else "not the result that a later stage was made from"
     )
+
+
+def _is_same(old: Manifest, rebuilt: Manifest) -> bool:
+    """Whether two manifests tell of the same result, made by any code on any machine."""
+    made_by = {"code": rebuilt.code, "environment": rebuilt.environment, "digest": rebuilt.digest}
+    return old.model_copy(update=made_by) == rebuilt
 
 
 def _sha256(manifest: Manifest) -> str:

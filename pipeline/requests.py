@@ -35,6 +35,7 @@ from pipeline.teachers.contract import SETTINGS_OF_SAMPLE
 LABELS: Final = "{labels}"  # in ``regex``: any one of the labels
 TEACHER: Final = "teacher "  # begins the name of each teacher's identity in a manifest
 RATIONALE_THEN_LABEL: Final = r"[^\n]{10,300} So the answer is {labels}\."  # a weak teacher that rambles uses all of it
+MOST_SAMPLES: Final = 10_000  # of a prompt and teacher
 CIRCLE: Final = 2**64  # its circumference in whole numbers: as many as the hash of an id can be
 
 Schema = Annotated[dict[Literal["json"], dict[str, JsonValue]], Field(min_length=1)]
@@ -112,7 +113,9 @@ class Asking:
     workers: int = 1
     cluster: RayCluster = field(default_factory=RayCluster)
     stage: str = "sample"  # for what is said while asking
-    encoded: dict[bool, tuple[dict[str, JsonValue], str]] = field(default_factory=dict, repr=False, compare=False)
+    encoded: dict[bool, tuple[dict[str, JsonValue], str]] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # sampling parameters and their canonical JSON as they were last made, greedy ones under True
     revoked: Mapping[str, str] = field(
         default_factory=dict
     )  # requests that are not asked, and answers not used, and why
@@ -123,7 +126,7 @@ def resolve(
     /,
     *,
     teacher: Teachers,
-    n: Annotated[int, Field(ge=1)] = 1,
+    n: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = 1,
     greedy_first: bool = False,
     temperature: Annotated[float, Field(ge=0)] = 0.0,
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0,
@@ -404,8 +407,7 @@ def _encoded(asking: Asking, prompt: Prompt, *, greedy: bool) -> tuple[dict[str,
     if found is None:
         sampling = _sampling(asking, prompt.choices or asking.labels, greedy=greedy)
         found = sampling, canonical_json(sampling).decode()
-        by_labels = asking.structured is not None or asking.regex is not None or asking.soft_labels is not None
-        if not by_labels:
+        if asking.structured is None and asking.regex is None and asking.soft_labels is None:
             asking.encoded[greedy] = found
     return found
 

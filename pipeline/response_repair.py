@@ -119,6 +119,30 @@ def _mend(config: Config, store: Path, *, dry_run: bool) -> Iterator[Step]:
     yield from _teachers(config, store, named, dry_run=dry_run)
 
 
+@dataclass(frozen=True)
+class Mended:
+    """What a store would answer once it is mended. An answer under a lower limit of tokens counts, though it may have been cut."""
+
+    known: _Known
+
+    def has(self, family: str, max_tokens: int) -> bool:
+        """As that of ``responses.Answered``."""
+        limits = (max_tokens, *(limit for limit in self.known.limits if limit < max_tokens))
+        return any(bytes.fromhex(responses.request_key(family, limit)) in self.known.keys for limit in limits)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def mended(config: Config) -> Mended:
+    """The store as ``mend`` would leave it, for a dry run. Raises RunError where its list of segments cannot be read."""
+    known = _Known()
+    for path in responses.segments(config.run / "responses"):
+        _examined(path, known)
+    known.keys.update([bytes.fromhex(record.key) for record in _records(config, known)])
+    return Mended(known)
+
+
 def _examined(path: Path, known: _Known) -> _Segment:
     """The damaged lines of a segment; ``known`` is told of the others."""
     segment = _Segment(path)

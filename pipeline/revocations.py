@@ -2,16 +2,18 @@
 
     {"kind":"row","id":"5f0c..","source":"train.jsonl:17","reason":"the author withdrew it"}
     {"kind":"file","id":"scraped.jsonl","source":null,"reason":"no licence"}
-    {"kind":"response","id":"c4..","source":null,"reason":"copied from a test"}
-    {"kind":"judgement","id":"9a..","source":null,"reason":".."}
+    {"kind":"response","id":"c4..","family":"7d..","source":"5f0c..#0","reason":"copied from a test"}
+    {"kind":"judgement","id":"9a..","family":"b1..","source":null,"reason":".."}
 
 ingest drops the rows, and all rows of the files; sample drops the responses, and judge goes without the judgements: none of them is asked
-for again. Only what matters to a stage goes into its key, so that a run without the file has the keys that it always had.
+for again, also not with another ``max_tokens``, which is what a family is. Only what matters to a stage goes into its key, so that a run
+without the file has the keys that it always had.
 
-Limits: rows are known by their ids. A row that gets another id, because it or ``task.id`` changed, is another row.
+Limits: rows are known by their ids. A row that gets another id, because it or ``task.id`` changed, is another row. Where a line has no
+family, because the store had lost the answer when it was revoked, a request with another ``max_tokens`` is another request.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -34,15 +36,19 @@ class Revocation(Record):
 
     kind: Literal["row", "file", "response", "judgement"]
     id: str = Field(min_length=1, description="of the input row, the source file's name, or the request's key")
-    source: str | None = Field(default=None, description="where ingest read the row")
+    family: str | None = Field(default=None, pattern="^[0-9a-f]{32}$", description="of the request, where it is known")
+    source: str | None = Field(
+        default=None, description="where ingest read the row; the response's id, where it was named by that"
+    )
     reason: str
 
     @model_validator(mode="after")
     def _names_a_request(self) -> "Revocation":
-        if self.kind in ("response", "judgement") and not (
-            len(self.id) == 32 and set(self.id) <= set("0123456789abcdef")
-        ):
-            raise ValueError("the id of a response or judgement is its request's key, 32 hexadecimal digits")
+        if self.kind in ("response", "judgement"):
+            if not (len(self.id) == 32 and set(self.id) <= set("0123456789abcdef")):
+                raise ValueError("the id of a response or judgement is its request's key, 32 hexadecimal digits")
+        elif self.family is not None:
+            raise ValueError("only a response or judgement has a family")
         return self
 
 
@@ -82,7 +88,7 @@ def _read(raw: bytes, place: str) -> Revocation:
 
 def write(run: Path, revocations: Iterable[Revocation]) -> None:
     """Put these in place of what the file says; without any there is no file. Who calls this holds the run's lock."""
-    lines = [canonical_json(one.model_dump(mode="json")) + b"\n" for one in revocations]
+    lines = [canonical_json(_plain(one)) + b"\n" for one in revocations]
     if not lines:
         (run / FILE).unlink(missing_ok=True)
         return
@@ -90,9 +96,22 @@ def write(run: Path, revocations: Iterable[Revocation]) -> None:
         file.write(b"".join(lines))
 
 
+def _plain(one: Revocation) -> dict[str, str | None]:
+    """What a line holds: only one that has a family names it."""
+    return one.model_dump(mode="json", exclude={"family"} if one.family is None else None)
+
+
 def by_stage(revocations: Iterable[Revocation]) -> dict[str, Revoked]:
-    """What each stage that handles some of these must not use."""
+    """What each stage that handles some of these must not use; requests are there by their keys and by their families."""
     found: dict[str, Revoked] = {}
     for one in revocations:
-        found.setdefault(HANDLED_BY[one.kind], {}).setdefault(one.kind, {})[one.id] = one.reason
+        ids = found.setdefault(HANDLED_BY[one.kind], {}).setdefault(one.kind, {})
+        for name in (one.family, one.id):
+            if name is not None:
+                ids[name] = one.reason
     return found
+
+
+def why_not(revoked: Mapping[str, str], *, key: str, family: str) -> str | None:
+    """Why a request must not be asked, nor its answer be used; None where it may. ``revoked`` are keys and families, with reasons."""
+    return revoked.get(key, revoked.get(family))

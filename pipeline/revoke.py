@@ -14,15 +14,16 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline import lineage, outputs
+from pipeline import damaged, lineage, outputs, responses
 from pipeline.files import InputError, RunError, held_alone, plain, private
 from pipeline.progress import bar
 from pipeline.records import Manifest, Source
+from pipeline.responses import request_key
 from pipeline.revocations import FILE, Revocation, read, write
 from pipeline.runner import LOCK
 from pipeline.sources import HUB
@@ -30,7 +31,7 @@ from pipeline.stages import STAGES
 from pipeline.trace import SHORTEST, find
 from pipeline.train import BASELINE, STUDENT
 
-LISTED: Final = 1000  # rows of one result that are named; all are counted
+LISTED: Final = 1000  # rows of one result, and stored answers, that are named; all are counted
 DOCUMENTS: Final = ("exports", "signatures")
 DOCUMENT_BYTES: Final = 64 << 20  # larger ones are looked at so far
 UNKNOWN: Final = "no reason given"
@@ -52,8 +53,10 @@ class Reached:
 class Reach:
     """All that a revocation concerns: results, the students and baselines trained on them, their evaluations, exports and signatures.
 
-    ``known``: it was revoked before. ``stored`` are the places of the answers in the response store. ``duplicates`` are rows that were
-    dropped for being like one of these (of the LISTED first): they come back in its place.
+    ``known``: it was revoked before, and ``revocation`` is what the file says of it. ``stored`` are the places of the answers in the
+    response store, ``stored_total`` their number. ``truncated``: rows of some result, or the stored answers, are more than LISTED, and
+    only so many are named. ``duplicates`` are rows that were dropped for being like one of these: they come back in its place.
+    ``not_looked_through`` are folders that may hold more of it.
     """
 
     revocation: Revocation
@@ -63,7 +66,10 @@ class Reach:
     evaluations: list[Path]
     documents: list[Path]
     stored: list[str]
+    stored_total: int
+    truncated: bool
     duplicates: list[str]
+    not_looked_through: list[Path]
 
 
 def asked(
@@ -98,10 +104,11 @@ def _response(run: Path, name: str, why: str) -> Revocation:
     if "#" in name:
         folder = _current(run, "sample")
         hits = [hit for hit in lineage.find(run, folder, "id", lineage.row_of(name)) if hit.row["id"] == name]
+        given: str | None = name
         found = {("response", hit.row.get("request") or hit.row["evidence"].get("request", "")) for hit in hits}
         found.discard(("response", ""))
     elif len(name) >= SHORTEST:
-        found = set()
+        found, given = set(), None
         for stage, kind, told in (("sample", "request", "response"), ("judge", "judgement", "judgement")):
             folder_or_none = outputs.current(run, stage)
             if folder_or_none is not None:
@@ -110,7 +117,7 @@ def _response(run: Path, name: str, why: str) -> Revocation:
                     if len(found) > 1:
                         break
     else:
-        found = set()
+        found, given = set(), None
     if not found:
         raise InputError(
             f"{plain(name)}: no response or judgement of {run} has this key or id; `stepdistill trace ID` shows a row's"
@@ -118,7 +125,8 @@ def _response(run: Path, name: str, why: str) -> Revocation:
     if len(found) > 1:
         raise InputError(f"{plain(name)}: several requests begin so; give more of the key")
     ((kind, key),) = found
-    return Revocation(kind=kind, id=key, reason=why)  # type: ignore[arg-type]
+    family = next((responses.record(hit.raw, hit.place).family for hit in lineage.find_stored(run, key)), None)
+    return Revocation(kind=kind, id=key, family=family, source=given, reason=why)  # type: ignore[arg-type]
 
 
 def _current(run: Path, stage: str) -> Path:
@@ -131,7 +139,9 @@ def _current(run: Path, stage: str) -> Path:
 def reach(run: Path, revocation: Revocation) -> Reach:
     """What lies on disk that comes of it, in all finished results, those in force or not. Raises RunError where files are damaged."""
     every = list(_finished(run))
-    found = _held(run, every, [revocation])
+    before = next((one for one in read(run) if (one.kind, one.id) == (revocation.kind, revocation.id)), None)
+    named = _Named({revocation.id} if revocation.kind == "judgement" else set())
+    found = _held(run, every, [before or revocation], named)
     holding = [one.folder for one in found if one.kept]
     keys = {(folder.parent.name, folder.name) for folder in holding}
     evaluations = [
@@ -145,38 +155,57 @@ def reach(run: Path, revocation: Revocation) -> Reach:
             marks |= {hashlib.sha256(outputs.manifest_bytes(manifest)).hexdigest(), manifest.digest}
             marks |= {manifest.root} if manifest.root else set()
     trained = [folder for folder in holding if folder.parent.name == "train"]
-    requests = {row["request"] for one in found for row in one.rows if row.get("request")}
-    requests |= {revocation.id} if revocation.kind == "judgement" else set()
+    stored = [hit.place for key in sorted(named.requests)[:LISTED] for hit in lineage.find_stored(run, key)]
+    listed = len(named.requests) <= LISTED
     return Reach(
-        revocation=revocation,
-        known=any((one.kind, one.id) == (revocation.kind, revocation.id) for one in read(run)),
+        revocation=before or revocation,
+        known=before is not None,
         results=found,
         checkpoints=[
             folder / model for folder in trained for model in (STUDENT, BASELINE) if (folder / model).is_dir()
         ],
         evaluations=evaluations,
         documents=sorted(_documents(run, marks)),
-        stored=[hit.place for request in sorted(requests) for hit in lineage.find_stored(run, request)],
-        duplicates=[name for one in found if one.stage == "dedup" and one.in_force for name in _duplicates(one)],
+        stored=stored,
+        stored_total=len(stored) if listed else len(named.requests),
+        truncated=not listed or any(one.kept + one.dropped > len(one.rows) for one in found),
+        duplicates=[
+            drop.id
+            for one in found
+            if one.stage == "dedup" and one.in_force
+            for drop in outputs.read_drops(one.folder)
+            if drop.evidence.get("twin") in named.deduplicated
+        ],
+        not_looked_through=not_looked_through(run),
     )
 
 
-def _duplicates(dedup: Reached) -> Iterator[str]:
-    kept = {row["id"] for row in dedup.rows if row["verdict"] == "kept"}
-    for drop in outputs.read_drops(dedup.folder):
-        if drop.evidence.get("twin") in kept:
-            yield drop.id
+@dataclass
+class _Named:
+    """What all rows that are reached are called, not only the first: requests in sample, ids that the dedup in force kept."""
+
+    requests: set[str]
+    deduplicated: set[str] = field(default_factory=set)
+
+
+def not_looked_through(run: Path) -> list[Path]:
+    """Folders that may hold what was revoked and are not read: what repair moved away."""
+    return [place for place in (run / damaged.FOLDER,) if place.is_dir()]
 
 
 def held(run: Path, revocations: Iterable[Revocation]) -> list[Reached]:
     """The finished results that still hold rows of what was revoked."""
-    return [one for one in _held(run, list(_finished(run)), list(revocations)) if one.kept]
+    return [one for one in _held(run, list(_finished(run)), list(revocations), _Named(set())) if one.kept]
 
 
-def _held(run: Path, every: list[tuple[Path, Manifest]], revocations: list[Revocation]) -> list[Reached]:
+def _held(run: Path, every: list[tuple[Path, Manifest]], revocations: list[Revocation], named: _Named) -> list[Reached]:
     bad: dict[str, set[str]] = {}
-    for revocation in revocations:
-        bad.setdefault(revocation.kind, set()).add(revocation.id)
+    lengths = {manifest.settings.get("max_tokens") for _, manifest in every if manifest.stage in ("sample", "judge")}
+    for one in revocations:
+        ids = bad.setdefault(one.kind, set())
+        ids.add(one.id)
+        if one.family is not None:
+            ids |= {request_key(one.family, length) for length in lengths if type(length) is int}
     found: dict[Path, Reached] = {}
     results = [(folder, manifest) for folder, manifest in every if bad and manifest.stage != "evaluate"]
     total = sum(file.rows or 0 for _, manifest in results for file in manifest.outputs)
@@ -185,15 +214,18 @@ def _held(run: Path, every: list[tuple[Path, Manifest]], revocations: list[Revoc
             if folder not in found:
                 in_force = folder == outputs.current(run, manifest.stage)
                 found[folder] = Reached(manifest.stage, folder, in_force)
-            one = found[folder]
-            one.dropped += hit.dropped
-            one.kept += not hit.dropped
-            if len(one.rows) < LISTED:
+            reached = found[folder]
+            reached.dropped += hit.dropped
+            reached.kept += not hit.dropped
+            request = lineage.name_in(hit, "request") if manifest.stage == "sample" else ""
+            if request:
+                named.requests.add(request)
+            if manifest.stage == "dedup" and reached.in_force and not hit.dropped:
+                named.deduplicated.add(hit.row["id"])
+            if len(reached.rows) < LISTED:
                 verdict = "dropped" if hit.dropped else "kept"
                 row = {"id": hit.row["id"], "place": hit.place, "verdict": verdict}
-                one.rows.append(
-                    row | ({"request": lineage.name_in(hit, "request")} if manifest.stage == "sample" else {})
-                )
+                reached.rows.append(row | ({"request": request} if manifest.stage == "sample" else {}))
     return list(found.values())
 
 
@@ -229,21 +261,40 @@ def _payload(envelope: bytes) -> bytes:
         return b""
 
 
-def record(run: Path, revocation: Revocation) -> None:
-    """Add a line to the run's file, or none where it says so already. Raises RunError where the run is at work."""
+def record(run: Path, revocation: Revocation) -> bool:
+    """Add a line to the run's file; whether it had none on this before. Raises RunError where the run is at work."""
     with held_alone(run / LOCK, run):
         known = read(run)
-        if all((one.kind, one.id) != (revocation.kind, revocation.id) for one in known):
-            write(run, [*known, revocation])
+        if any((one.kind, one.id) == (revocation.kind, revocation.id) for one in known):
+            return False
+        write(run, [*known, revocation])
+        return True
 
 
 def undo(run: Path, name: str) -> list[Revocation]:
-    """Take back what was revoked by this id, key, place or file name; what was taken back. Raises InputError where nothing was."""
+    """Take back what was revoked by this id, key, place or file name, or by what an id or key begins with; what was taken back.
+
+    Raises InputError where nothing was, and where several begin so.
+    """
     with held_alone(run / LOCK, run):
         known = read(run)
-        taken = [one for one in known if name in (one.id, one.source)]
+        taken = _meant(known, name)
         if not taken:
             told = plain(", ".join(one.id for one in known)) or "nothing"
             raise InputError(f"{plain(name)}: not in {run / FILE}; revoked is {told}")
         write(run, [one for one in known if one not in taken])
     return taken
+
+
+def _meant(known: Sequence[Revocation], name: str) -> list[Revocation]:
+    """What a name stands for: what is called so, else the row that an answer or training row is of, else the one that begins so."""
+    for names in (
+        [one for one in known if name in (one.id, one.source)],
+        [one for one in known if one.kind == "row" and one.id == lineage.row_of(name)],
+        [one for one in known if one.id.startswith(name)] if len(name) >= SHORTEST else [],
+    ):
+        if names:
+            break
+    if len(names) > 1 and any(name not in (one.id, one.source) for one in names):
+        raise InputError(f"{plain(name)}: several that are revoked begin so; give more of it")
+    return names

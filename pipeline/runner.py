@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import environment, outputs, provenance, shard, shift, sources, teachers
+from pipeline import environment, outputs, provenance, shard, shift, sources
 from pipeline.blocks import Block, Verdicts, Written, cut, judged, mapped
 from pipeline.config import Config, load, permit, verify
 from pipeline.files import InputError, RunError, clear, held_alone, plain, private, sha256, write_json
@@ -75,8 +75,8 @@ def run(
         held_alone(config.run / LOCK, config.run),
         Crew(config.engine, processes or config.processes, config.ray) as crew,
     ):
-        for folder in WRITTEN_IN:
-            clear(config.run / folder)
+        for name in WRITTEN_IN:
+            clear(config.run / name)
         for stage in chosen:
             began = time.monotonic()
             asked = provenance.ask(config, stage)
@@ -173,7 +173,7 @@ def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew) -> Path:
         )
     files = writers.close()
     if stage.name == "shard":
-        _write_card(folder, config, asked, files, tally)
+        outputs.write_text(folder / shard.CARD, shard.card(asked.settings, asked.key, files))
     if stage.gives is Example:
         (source,) = inputs.values()
         _write_counts(stage, folder, source, _truth(config), tally)
@@ -445,19 +445,6 @@ def _write_counts(stage: Stage, folder: Path, source: Path, truth: shift.Truth, 
         kept = shift.less(before, tally.dropped)
     tally.details["shift"] = shift.change(before, tally.dropped).model_dump(mode="json")
     outputs.write_text(folder / shift.COUNTS, shift.encoded(kept))
-
-
-def _write_card(folder: Path, config: Config, asked: Ask, files: list[OutputFile], tally: _Tally) -> None:
-    rows: Counter[str] = Counter()
-    for file in files:
-        if file.rows is not None and file.path != f"{outputs.DROPPED}.jsonl":
-            rows[file.path.rsplit("-", 1)[0]] += file.rows
-    details = {
-        "teacher": ", ".join(teachers.name(one) for one in config.stages["sample"]["teacher"]),
-        "settings": asked.settings,
-        "key": asked.key,
-    }
-    outputs.write_text(folder / "README.md", shard.data_card(config.task.name, dict(rows), details))
 
 
 def _run_facts(began: float) -> dict[str, Any]:

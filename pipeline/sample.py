@@ -25,6 +25,7 @@ from pipeline.progress import bar
 from pipeline.records import Drop, Manifest, Prompt, Response
 from pipeline.requests import TEACHER, Asking, all_requests, from_manifest, resolve, sent_of
 from pipeline.responses import Answered, read_store
+from pipeline.revocations import why_not
 from pipeline.spending import Meter, at_most, prompt_bound
 from pipeline.teachers import Request
 
@@ -143,7 +144,7 @@ def pending(rows: Iterable[Prompt], *, settings: Mapping[str, Any], responses: P
         for row in rows:
             for respondent, request in all_requests(asking, row):
                 family = bytes.fromhex(request.family)
-                if family in seen or request.key in asking.revoked:
+                if family in seen or why_not(asking.revoked, key=request.key, family=request.family) is not None:
                     continue
                 seen.add(family)
                 mine = found[respondent.name]

@@ -22,6 +22,7 @@ empty. Examples that are not duplicates but still close may stand in different s
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, NamedTuple
@@ -33,9 +34,10 @@ from pipeline import labels as label_forms
 from pipeline.binding import From, suggestion
 from pipeline.files import InputError, plain
 from pipeline.labels import LabelType
-from pipeline.records import Drop, Example, Target, TrainingRow, features
+from pipeline.records import Drop, Example, OutputFile, Target, TrainingRow, features
 from pipeline.terms import OutputTerms
 
+CARD = "README.md"  # in the stage's folder
 LABEL_PREFIX = "[label] "
 RATIONALE_PREFIX = "[rationale] "
 RESPONSE_PREFIX = ""
@@ -193,6 +195,17 @@ def student_prompt(task: Target, text: str) -> str:
 def split(example: str, *, validation: float, seed: int) -> Literal["train", "validation"]:
     """Where the example with this id goes; a share of ``validation`` of all ids is held back."""
     return "validation" if xxhash.xxh3_64_intdigest(f"{seed}:{example}".encode()) < validation * 2**64 else "train"
+
+
+def card(settings: Mapping[str, Any], key: str, files: Iterable[OutputFile]) -> str:
+    """The data card of a result, from what its manifest holds."""
+    rows: Counter[str] = Counter()
+    for file in files:
+        split = file.path.rpartition("-")[0]
+        if file.rows is not None and split in SPLITS:
+            rows[split] += file.rows
+    details = {"teacher": ", ".join(settings["teachers"]), "settings": settings, "key": key}
+    return data_card(settings["task"], rows, details)
 
 
 def data_card(task_name: str, rows: Mapping[str, int], details: Mapping[str, object]) -> str:

@@ -73,10 +73,8 @@ _ASCII = {code: chr(code) if chr(code) in _SPACED else _CHARACTERS[code] for cod
 """One character for one, which ``str.translate`` does many times as fast."""
 _RARE = f"0123456789{_SPACED}".encode()  # of ASCII, what needs a look at its neighbours, or room around it
 _GONE = "".join(chr(code) for code, shown in _ASCII.items() if not shown).encode()
-_WORDS = bytes(ord(_ASCII.get(code, "").lower()[:1] or " ") for code in range(256)).translate(
-    bytes(ord(" ") if chr(code) in _BETWEEN_DIGITS else code for code in range(256))
-)
-"""What each byte becomes in an ASCII text without those: a letter, in lower case, or a space."""
+_WORDS = bytes(ord(" " if shown in _BETWEEN_DIGITS else shown.lower()) for shown in _ASCII.values()) + bytes(128)
+"""What each byte of an ASCII text without those becomes: a letter, in lower case, or a space."""
 _GROUPED = re.compile(r"\d,\d{3}")
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
 _SIGNS = re.compile(r"\d(?:\.|\s*[-*/]\s*)(?=\d)")

@@ -2,11 +2,12 @@
 
 An id is that of an input row, a response (``<row>#0``), a request in the response store, an example or a training row (``<row>/label``),
 or the place in the source (``train.jsonl:17``); the first characters of an id will do where they are unambiguous. A student is named by
-its folder, wherever it lies, by the SHA-256 of its weights, or by the key of its training.
+its folder, or its file of weights, wherever that lies, by the SHA-256 of its weights, or by the key of its training.
 
 Limits: rows of eval sets and predictions are not followed. The first trace of a large run makes the indexes (see ``pipeline.lineage``).
 """
 
+import os
 import re
 from dataclasses import dataclass
 from itertools import islice
@@ -66,9 +67,12 @@ def find(run: Path, name: str) -> str:
     there = {stage: folder for stage in FOLLOWED if (folder := outputs.current(run, stage)) is not None}
     asked = [(stage, kind) for stage in ("ingest", "sample", "judge") for kind in lineage.LOOKED_UP[stage]]
     asked = [(stage, kind) for stage, kind in asked if stage in there and (stage, kind) != ("judge", "id")]
+    suffix = name.removeprefix(row_of(name))  # what makes it the id of a response or training row
     for stage, kind in asked:
         wanted = row_of(name) if kind == "id" else name
         found = {row_of(hit.row["id"]) for hit in islice(lineage.find(run, there[stage], kind, wanted), SHOWN + 1)}
+        if found and kind == "id":
+            return _having(run, there, _only(name, found, "rows share this id"), suffix)
         if found:
             return _only(name, found, "rows share this answer")
     wanted, found = row_of(name), set()
@@ -82,7 +86,18 @@ def find(run: Path, name: str) -> str:
         raise InputError(
             f"{plain(name)}: no row of {run} has this id; `stepdistill show ingest` lists rows with their ids"
         )
-    return _only(name, found, "rows begin so")
+    return _having(run, there, _only(name, found, "rows begin so"), suffix)
+
+
+def _having(run: Path, there: dict[str, Path], row: str, suffix: str) -> str:
+    """The row, if it has a response or training row whose id ends so. Raises InputError."""
+    if ("sample" if suffix.startswith("#") else "shard") not in there or not suffix:
+        return row  # nothing has given out such ids
+    hits = (hit for folder in there.values() for hit in lineage.find(run, folder, "id", row))
+    ids = dict.fromkeys(hit.row["id"] for hit in hits)
+    if row + suffix not in ids:
+        raise InputError(f"{plain(row + suffix)}: no row of {run} has this id; there are {plain(', '.join(ids), 400)}")
+    return row
 
 
 def _only(name: str, found: set[str], told: str) -> str:
@@ -145,18 +160,23 @@ def _prompt(run: Path, row: str) -> Prompt | None:
 def origin(run: Path, name: str) -> dict[str, Any] | None:
     """What a student was trained on: its training, shards, their stages and sources, and the first rows; None where ``name`` is no student.
 
-    ``name`` is a folder, the SHA-256 of a file of weights, the key of a training, or the SHA-256 of its manifest. Raises InputError for
-    a folder of weights that no training of this run wrote.
+    ``name`` is a folder, a file of weights or its SHA-256, the key of a training, or the SHA-256 of its manifest. A folder without
+    weights that is no path, but a bare name, may stand beside a row that is called so. Raises InputError for weights that no training of
+    this run wrote, and for an empty name.
     """
+    if not name.strip():
+        raise InputError("trace: an empty name; give an id, or the folder of a student")
     wanted = name
-    if Path(name).is_dir():
+    if WEIGHTS.fullmatch(Path(name).name) and Path(name).is_file():
+        wanted = sha256(Path(name))
+    elif os.path.isdir(name):  # noqa: PTH112 - an id may be too long for a path, which Path(name) raises for
         weights = sorted(path for path in Path(name).iterdir() if WEIGHTS.fullmatch(path.name))
         inside = Path(name).resolve()
         if not weights and inside.parent == (run / "train").resolve():
             wanted = inside.name
         elif weights:
             wanted = sha256(weights[0])
-        else:
+        elif os.sep in name or name in (os.curdir, os.pardir):
             raise InputError(f"{plain(name)}: no weights in this folder; name the folder of a student")
     if not re.fullmatch(r"[0-9a-f]{32}([0-9a-f]{32})?", wanted):
         return None

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import outputs, responses, shift
+from pipeline import environment, outputs, responses, revocations, shift
 from pipeline.audit import CHECKS, audit, auditing, found_by
-from pipeline.audits import scan
+from pipeline.audits import manifests, revoked, scan
 from pipeline.audits.laws import positions
 from pipeline.audits.places import AT_TOP
 from pipeline.files import InputError, canonical_json, digest, line_digest
@@ -268,7 +268,6 @@ CONTRADICTIONS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("quality", put("asked", "filters", value=[]), "asked.filters: "),
     ("quality", put("asked", "filers", value=[]), "asked: "),
     ("quality", put("settings", "filters", 1, "min_words", "minimum", value=9), "asked.filters: "),
-    ("quality", put("settings", "gold", value="else"), "settings: task.gold"),
     ("quality", put("settings", "judged", value=True), "settings.judged: "),
     ("quality", put("settings", "more", value=1), "settings.more: "),
     ("quality", lambda found: found["settings"].pop("gold"), "settings.gold: missing"),
@@ -299,7 +298,13 @@ CONTRADICTIONS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ),
     ("sample", put("details", "seed", value=1), "details: "),
     ("sample", put("details", "teachers", "recorded", "responses", value=1), "details.teachers: "),
-    ("shard", put("settings", "labels", value=["a"]), "settings: task.labels"),
+    ("decontaminate", put("settings", "eval_sets", "test", "path", value="test.jsonl"), "settings.eval_sets: "),
+    ("decontaminate", put("settings", "eval_sets", "test", "path", value={}), "settings.eval_sets.test.path: "),
+    (
+        "quality",
+        lambda found: found["outputs"].append({**found["outputs"][4], "path": "z.py"}),
+        "outputs: z.py: no file",
+    ),
     ("shard", put("outputs", 0, "root", value="0" * 64), "root: "),
     ("shard", put("root", value=None), "root: "),
     ("shard", put("code", "package", value="else"), "code.package: "),
@@ -318,6 +323,61 @@ def test_an_entry_that_contradicts_another_is_found(
 ) -> None:
     path = edited(in_force(copy, stage), change)
     assert any(found == str(path.relative_to(copy)) and text.startswith(problem) for found, _, text in told(copy))
+
+
+@pytest.mark.parametrize(("stage", "name"), [("quality", "gold"), ("shard", "labels")])
+def test_stages_that_were_told_other_things_of_the_task_are_noted(copy: Path, stage: str, name: str) -> None:
+    edited(in_force(copy, stage), put("settings", name, value=["a"] if name == "labels" else "else"))
+    with auditing(copy) as (audited, _):
+        list(manifests.check(audited))
+    assert any(f"settings: task.{name} is not what" in note.problem for note in audited.notes)
+
+
+def test_a_later_stage_that_was_run_alone_under_other_settings_is_whole(project: Path) -> None:
+    run(project)
+    project.write_text(project.read_text().replace("[sports, food]", "[sports, food, travel]"))
+    run(project, ["quality"])
+    assert told(project.parent / "runs/small", full=True) == []
+
+
+def test_labels_that_look_like_digests_are_none(project: Path) -> None:
+    for path in project.parent.iterdir():
+        path.write_text(path.read_text().replace("sports", "a" * 64))
+    run(project)
+    assert told(project.parent / "runs/small", full=True) == []
+
+
+def test_a_result_made_anew_is_a_finding_only_for_what_is_in_force(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(project)
+    project.write_text(project.read_text().replace("min_words: 3", "min_words: 2"))
+    run(project)
+    made_on = environment.environment()
+    other = made_on.model_copy(update={"packages": {**made_on.packages, "msgspec": "99.1"}})
+    monkeypatch.setattr(environment, "environment", lambda: other)
+    run(project, force=True)
+    assert told(project.parent / "runs/small", full=True) == []
+
+
+def test_a_revocation_that_a_result_knows_and_the_file_no_longer_has_is_noted(project: Path) -> None:
+    run_folder = project.parent / "runs/small"
+    run(project)
+    revocations.write(run_folder, [revocations.Revocation(kind="row", id="r3", reason="withdrawn")])
+    run(project)
+    (run_folder / revocations.FILE).unlink()
+    with auditing(run_folder) as (audited, _):
+        assert list(revoked.check(audited)) == []
+    assert ["r3" in note.problem for note in audited.notes] == [True]
+
+
+@pytest.mark.parametrize("content", [b"[" * 1000, b'{"rows": 1e999}'])
+def test_damaged_counts_are_named_themselves(copy: Path, content: bytes) -> None:
+    path = in_force(copy, "dedup") / shift.COUNTS
+    path.write_bytes(content)
+    found = [one for one in audit(copy, full=True) if "cannot" in one.problem]
+    assert {one.path.name for one in found} == {shift.COUNTS}
+    assert not any("stepdistill audit" in one.problem for one in found)
 
 
 def rewritten(folder: Path, name: str, lines: list[bytes]) -> None:

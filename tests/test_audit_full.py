@@ -1,6 +1,7 @@
 """audit --full, --recompute and --resample: what stages wrote is what their input makes, even where every digest was made to fit."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from pipeline import outputs, provenance, responses
 from pipeline.audit import CHECKS, auditing
-from pipeline.audits import Finding, answers, checkpoint, derivation, inputs, rows, verdicts
+from pipeline.audits import Finding, answers, checkpoint, derivation, inputs, outcomes, rows, verdicts
 from pipeline.cli import app
 from pipeline.config import load
 from pipeline.files import line_digest, sha256
@@ -219,8 +220,68 @@ def test_files_that_are_not_at_hand_are_notes_and_others_are_findings(copied: Pa
     assert found == []
     assert any("is not at hand" in str(note) for note in notes)
     test.write_bytes(kept.read_bytes() + b"\n")
-    found, _ = derived(copied)
-    assert [finding for finding in found if "is not the eval set that decontaminate read" in finding.problem]
+    found, notes = derived(copied)
+    assert found == []
+    assert any("lies beside the run with another content" in note.problem for note in notes)
+
+
+def test_a_path_in_a_manifest_is_never_opened(copied: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)  # whoever opens it waits for ever
+    words = {"block_list": {"phrases": [], "patterns": [], "file": str(pipe), "where": ["rationale"]}}
+    refit(copied, {"quality": {"filters": [words]}})
+    assert any(f"{pipe}: a path, where" in finding.problem for finding in derived(copied)[0])
+
+
+def test_a_template_that_takes_all_memory_is_a_finding(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_memory(*given: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(derivation, "_compared", without_memory)
+    assert any("MemoryError" in finding.problem for finding in derived(copied)[0])
+
+
+def test_far_more_samples_than_rows_are_not_asked_for(copied: Path) -> None:
+    refit(copied, {"sample": {"n": 9_999}})
+    assert any("far more than its 29 requests" in finding.problem for finding in derived(copied)[0])
+
+
+def test_a_card_that_does_not_follow_from_the_manifest_is_found(copied: Path) -> None:
+    card = outputs.current(copied, "shard") / "README.md"  # type: ignore[operator]
+    card.write_text(card.read_text().replace("license: unknown", "license: mit"))
+    with auditing(copied, full=True) as (audited, _):
+        assert [finding.path for finding in outcomes.check(audited)] == [card]
+
+
+def test_an_eval_set_in_a_folder_is_compared_again(project: Path) -> None:
+    (project.parent / "evals").mkdir()
+    test = (project.parent / "test.jsonl").rename(project.parent / "evals/a.jsonl")
+    (project.parent / "evals/b.jsonl").write_bytes(test.read_bytes().replace(b'"id": "t', b'"id": "b'))
+    project.write_text(project.read_text().replace("path: test.jsonl", "path: evals"))
+    run(project)
+    folder = project.parent / "runs/small"
+    assert derived(folder, recompute=True) == ([], [])
+    (project.parent / "evals/c.jsonl").write_bytes(b"")
+    found, notes = derived(folder, recompute=True)
+    assert found == []
+    assert any("is not at hand" in note.problem for note in notes)
+
+
+def test_options_that_contradict_each_other_or_the_run_are_refused_first(finished: Path, tmp_path: Path) -> None:
+    config = ["-c", str(finished / "stages.yaml")]
+    done = CliRunner().invoke(app, ["audit", "--full", "--sample", "2", *config])
+    assert "give one of them" in str(done.exception)
+    shutil.copytree(finished / "runs/small", tmp_path / "run")
+    done = CliRunner().invoke(app, ["audit", str(tmp_path / "run"), "--resample", "2", *config])
+    assert "name the stages.yaml of this run" in str(done.exception)
+    assert "read" not in done.stdout
+
+
+def test_who_has_the_run_folder_alone_can_follow_rows_in_it(copied: Path) -> None:
+    for arguments in (["trace", "r3"], ["revoke", "--source", "r3", "--dry-run"], ["export", "summary"]):
+        done = CliRunner().invoke(app, [*arguments, "--run", str(copied), "--json"])
+        assert done.exit_code == 0, arguments
+        assert json.loads(done.stdout)
 
 
 def test_a_result_of_another_version_is_a_note(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

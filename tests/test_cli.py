@@ -231,3 +231,21 @@ def test_a_stopped_run_goes_on_and_asks_nothing_twice(project: Path, stop: signa
         assert call(project, "run").returncode == 0
         assert len(chat.requests) - before == 21
         assert call(project, "audit").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [[b"prove", b"\xff"], [b"trace", b"\xff"], [b"revoke", b"--source", b"\xff"], [b"show", b"\xff"]]
+)
+def test_an_argument_that_is_no_text_is_one_line(project: Path, arguments: list[bytes]) -> None:
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, check=False, cwd=project.parent, timeout=120)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"stepdistill: \\xdcff: not text in UTF-8; give ids and paths in UTF-8\n"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_and_exit_code_1(project: Path) -> None:
+    (project.parent / "runs/small").mkdir(parents=True)
+    (project.parent / "runs/small/ingest").write_text("a file, where a folder should be")
+    done = call(project, "run")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"stepdistill: runs/small/ingest/\w+: Not a directory; check .*", done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr

@@ -419,6 +419,33 @@ def test_an_export_of_earlier_manifests_is_found_until_it_is_made_again(tmp_path
     assert list(audit(folder)) == []
 
 
+def test_the_card_of_a_student_of_earlier_shards_goes_with_all(run: Path) -> None:
+    list(export(run, "all"))
+    stale = run / FOLDER / "model-card.md"
+    stale.write_text("of shards that were rebuilt since")
+    assert [finding.path for finding in audit(run)] == [stale]
+    told: list[str] = []
+    assert stale not in list(export(run, "all", tell=told.append))
+    assert told == [f"{stale}: removed, for train has no result on these shards"]
+    assert list(audit(run)) == []
+    list(export(run, "all", tell=told.append))
+    assert len(told) == 1
+
+
+def test_the_model_card_names_the_licence_of_the_base_model(trained: Lent) -> None:
+    base = {"license": "Apache-2.0", "revision": "abc", "files": {"model.safetensors": "5e" * 32}, "layers": 2}
+    card = render(changed(trained.view, "train", models={"student": base}), "model-card")
+    assert "| licence of the base model | Apache-2.0 |" in card
+    assert f"| its files, SHA-256 | model.safetensors {'5e' * 32} |" in card
+    assert "commit of the base model" not in card  # its identity says so
+    assert "| licence of the base model | unknown |" in render(trained.view, "model-card")
+
+
+def test_a_summary_of_no_rows_says_so(small: Path) -> None:
+    summary = render(changed(view(small), "shard", outputs=[]), "summary")
+    assert "Training data size: less than 1 billion tokens (no rows)" in summary
+
+
 def test_the_same_manifests_give_the_same_bytes_in_another_folder(tmp_path: Path) -> None:
     found = []
     for name in ("one", "two/deeper"):

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.files import InputError, atomic, canonical_json, digest, plain, read_jsonl, scan_jsonl, strict_json
+from pipeline.files import (
+    InputError,
+    RunError,
+    atomic,
+    canonical_json,
+    digest,
+    held_alone,
+    plain,
+    read_jsonl,
+    scan_jsonl,
+    strict_json,
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -94,3 +105,14 @@ def test_a_failed_atomic_write_leaves_the_old_file_and_nothing_else(tmp_path: Pa
 @given(st.text())
 def test_plain_text_is_one_printable_line(text: str) -> None:
     assert plain(text).isprintable()
+
+
+def test_a_folder_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
+    (
+        tmp_path / "lock"
+    ).mkdir()  # as good as a folder without rights, which an administrator could write to all the same
+    with (
+        pytest.raises(RunError, match=r"run: cannot be written to \(Is a directory\); check"),
+        held_alone(tmp_path / "lock", Path("run")),
+    ):
+        pass

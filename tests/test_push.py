@@ -14,7 +14,7 @@ import pipeline
 from pipeline import outputs
 from pipeline.exports import shards, view
 from pipeline.files import InputError, RunError
-from pipeline.push import parcels, push
+from pipeline.push import parcels, push, unaccepted
 from pipeline.signing import generate, private_key, sign
 from tests.hub_server import Hub, hub_server
 
@@ -129,6 +129,13 @@ def test_rows_of_a_teacher_whose_terms_forbid_it_are_not_sent_without_a_reason(
     with pytest.raises(RunError, match=r"not sent: .*recorded.* may not be trained on \(House rules\).*--accept-terms"):
         list(push(run, "ada/small", endpoint=hub.url))
     assert (hub.made, hub.files) == ({}, {})
+    for empty in ("", " \n"):
+        with pytest.raises(InputError, match=r"--accept-terms: give a reason"):
+            list(push(run, "ada/small", accept_terms=empty, endpoint=hub.url))
+        with pytest.raises(InputError, match=r"--accept-terms: give a reason"):
+            unaccepted(run, empty)
+    assert "--accept-terms REASON" in (unaccepted(run, None) or "")
+    assert hub.files == {}
     assert list(push(run, "ada/small", accept_terms="agreed in writing", endpoint=hub.url))
     assert "agreed in writing" in hub.descriptions[0]
 
@@ -148,10 +155,11 @@ def test_a_hub_that_is_not_there_gives_one_line(run: Path, hub: Hub) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["a b", "ada/small/x", "../x", "", "ada/\x1b[31m"])
-def test_a_name_that_is_none_is_refused_in_one_line(run: Path, name: str) -> None:
-    with pytest.raises(InputError, match="not a name of the Hub") as error:
-        parcels(run, name)
+@pytest.mark.parametrize("name", ["a b", "ada/small/x", "../x", "", "ada/\x1b[31m", "nope"])
+def test_a_name_that_is_none_is_refused_in_one_line_before_anything_is_made(run: Path, hub: Hub, name: str) -> None:
+    with pytest.raises(InputError, match="not a name of the Hub; give owner/name") as error:
+        list(push(run, name, endpoint=hub.url))
+    assert (hub.made, hub.files) == ({}, {})
     assert "\n" not in str(error.value)
     assert "\x1b" not in str(error.value)
 
@@ -171,6 +179,8 @@ def test_the_command_lists_and_sends(project: Path, run: Path, hub: Hub, monkeyp
 
     listed = call("--dry-run", "--json")
     assert (listed.returncode, hub.files) == (0, {})
+    assert "`stepdistill audit runs/small`, which a push has to pass, was not run" in listed.stderr
+    assert "would not be sent" not in listed.stderr
     sent = call()
     assert (sent.returncode, sent.stdout) == (0, f"{hub.url}/ada/small/commit/1\n")
     sizes = {one["file"]: one["bytes"] for one in json.loads(listed.stdout)}

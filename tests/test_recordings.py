@@ -16,6 +16,7 @@ from pipeline.config import Config, load
 from pipeline.files import InputError, RunError
 from pipeline.recordings import Imported, description, export_completions, import_completions, story
 from pipeline.responses import open_store, read_store, verify
+from pipeline.revocations import Revocation, write
 from pipeline.teachers.replay import recorded
 from tests.conftest import write_jsonl, write_project
 from tests.test_responses import record
@@ -275,6 +276,20 @@ def test_an_answer_behind_a_gap_is_left_out_and_said(palm: Path) -> None:
     done = export_completions(load(palm), str(path))
     assert (done.rows, done.answers, done.behind_a_gap, done.unanswered) == (1, 1, 1, 29 * 3 - 2)
     assert lines(path)[0]["completion"] == ["a"]
+
+
+def test_revoked_answers_are_not_exported_as_completions(palm: Path) -> None:
+    with_teacher(palm, PALM, n=3)
+    path = palm.parent / "given.jsonl"
+    write_jsonl(path, [{"id": name, "completion": ["a", "b", "c"]} for name in ("r0", "r1")])
+    config = load(palm)
+    import_completions(config, path, teacher="palm")
+    stored = next(one for _, _, one in read_store(config.run / "responses") if one.sample == 1)
+    write(config.run, [Revocation(kind="response", id=stored.key, reason="copied")])
+    done = export_completions(load(palm), str(path))
+    assert (done.rows, done.answers, done.revoked, done.behind_a_gap) == (2, 4, 1, 1)
+    assert [row["completion"] for row in lines(path)] == [["a"], ["a", "b", "c"]]
+    assert done.unanswered == 27 * 3
 
 
 def test_an_export_holds_every_record_and_appears_whole_or_not_at_all(palm: Path) -> None:

@@ -136,3 +136,21 @@ def test_no_manifest_tells_where_the_project_lies(first: Path) -> None:
         manifest = json.loads(path.read_bytes())
         assert all(source["uri"].startswith("../data/") for source in manifest["sources"])
         assert str(first.parents[2]) not in path.read_text()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_rows_that_cannot_be_read_are_dropped_with_the_same_bytes_in_every_folder(tmp_path: Path, kind: str) -> None:
+    found = []
+    for place in ("one", "somebody/else/two"):
+        file = write_project(tmp_path / place)
+        settings = file.read_text().replace("stages:\n", "stages:\n  ingest: {on_bad_row: drop}\n")
+        if kind == "jsonl":
+            with (file.parent / "inputs.jsonl").open("ab") as inputs:
+                inputs.write(b'{"id": 1\n')
+        else:
+            (file.parent / "inputs.csv").write_text("id,text,topic\nr0,some words,food\nr1,too few\n")
+            settings = settings.replace("inputs.jsonl", "inputs.csv")
+        file.write_text(settings)
+        assert run(file, until="sample")[0].manifest.counts.reasons == {"bad_row": 1}
+        found.append(results(file.parent / "runs/small"))
+    assert found[0] == found[1]

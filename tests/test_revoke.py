@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import outputs, provenance, results
+from pipeline import outputs, printed, provenance, results
 from pipeline.audit import audit
 from pipeline.config import Config, load
 from pipeline.files import InputError
+from pipeline.project import check
 from pipeline.records import Drop, Example
+from pipeline.responses import read_store
 from pipeline.revocations import FILE, Revocation, by_stage, read, write
 from pipeline.revoke import Reach, asked, held, reach, record, undo
 from pipeline.runner import run
@@ -132,7 +134,8 @@ def test_a_revoked_response_is_dropped_for_every_row_that_shares_it_and_never_as
         with pytest.raises(InputError, match=r"2 rows share this answer \(r0, r2\)"):
             trace(config.run, shared)
         found = revoke(config, response=shared[:8], reason="copied")
-        assert found.revocation == Revocation(kind="response", id=shared, reason="copied")
+        family = next(one.family for _, _, one in read_store(config.run / "responses") if one.key == shared)
+        assert found.revocation == Revocation(kind="response", id=shared, family=family, reason="copied")
         assert reach(config.run, asked(config.run, response="r2#0")).known
         by = {one.stage: [row["id"] for row in one.rows] for one in found.results}
         assert "ingest" not in by
@@ -229,6 +232,8 @@ def test_what_is_not_there_is_one_line(project: Path, given: dict[str, str], pro
         (b'{"kind":"rows","id":"a","reason":"b"}\n', "kind"),
         (b'{"kind":"response","id":"../../x","reason":"b"}\n', "32 hexadecimal"),
         (b'{"kind":"row","id":"","reason":"b"}\n', "id"),
+        (b'{"kind":"row","id":"a","family":"' + b"0" * 32 + b'","reason":"b"}\n', "only a response"),
+        (b'{"kind":"response","id":"' + b"0" * 32 + b'","family":"../x","reason":"b"}\n', "family"),
         (b'{"kind":"row","id":"r1","reason":"again"}\n', "revoked above"),
         (b'{"kind":"row","id":"' + b"a" * 20_000 + b'","reason":"b"}\n', "too long"),
         (b"\xff\n", "revoked.jsonl:2: "),
@@ -254,7 +259,8 @@ def test_a_line_that_cannot_be_used_is_named(project: Path, line: bytes, problem
             st.builds(
                 Revocation,
                 kind=st.sampled_from(["response", "judgement"]),
-                id=st.text("0123456789abcdef", min_size=32, max_size=32),
+                id=st.text("01234567", min_size=32, max_size=32),
+                family=st.none() | st.text("89abcdef", min_size=32, max_size=32),
                 reason=st.text(),
             ),
         ),
@@ -266,7 +272,8 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, revoc
     write(folder, revocations)
     assert read(folder) == revocations
     told = by_stage(revocations)
-    assert sum(len(ids) for kinds in told.values() for ids in kinds.values()) == len(revocations)
+    told_of = [name for kinds in told.values() for ids in kinds.values() for name in ids]
+    assert set(told_of) == {name for one in revocations for name in (one.id, one.family) if name is not None}
     assert set(told) <= {"ingest", "sample", "judge"}
 
 
@@ -322,3 +329,98 @@ def test_the_command_says_what_it_does(project: Path) -> None:
     wrong = call(project, "revoke", "--list", "--undo", "r0")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert call(project, "revoke", "--undo", "r0").returncode == 0
+
+
+def test_a_revoked_response_does_not_come_back_with_another_max_tokens(project: Path) -> None:
+    """The teacher is not asked that anew, whatever the length; a line without the family knows its key alone."""
+    config = load(project)
+    run(config)
+    found = revoke(config, response="r2#0", reason="copied")
+    for tokens in (300, 100):
+        changed = load(project, [f"sample.max_tokens={tokens}"])
+        assert results.estimate(changed).to_ask == 28
+        run(changed, until="shard")
+        assert drops(changed, "sample")["r2#0"].evidence["because"] == "copied"
+        assert drops(changed, "sample")["r2#0"].reason == "revoked"
+        assert list(audit(config.run, full=True)) == []
+    write(config.run, [found.revocation.model_copy(update={"family": None})])
+    assert b"family" not in (config.run / FILE).read_bytes()
+    run(load(project))
+    assert "r2#0" in drops(config, "sample")
+    run(load(project, ["sample.max_tokens=100"]))
+    assert "r2#0" in ids(config, "sample")
+    answered = [one.folder.name for one in held(config.run, [found.revocation]) if one.stage == "sample"]
+    assert keys(config)["sample"] in answered  # known by its family, though under another key
+
+
+def test_what_is_more_than_can_be_named_is_counted(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.revoke.LISTED", 5)
+    config = load(project)
+    run(config)
+    found = reach(config.run, asked(config.run, source="inputs.jsonl"))
+    assert (found.truncated, found.stored_total, len(found.stored)) == (True, 29, 5)
+    assert (found.results[0].kept, len(found.results[0].rows)) == (29, 5)
+    assert found.duplicates == ["r24"]
+    printed.reach(config.run, found, dry_run=True)
+    one = reach(config.run, asked(config.run, source="r3"))
+    assert (one.truncated, one.stored_total, len(one.stored)) == (False, 1, 1)
+
+
+def test_many_stored_answers_are_told_by_their_number(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load(project)
+    run(config)
+    printed.reach(config.run, reach(config.run, asked(config.run, source="inputs.jsonl")), dry_run=True)
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("answers in the response")]
+    assert ": 29, the first: " in told
+    assert (told.count("segment-"), told[-4:]) == (3, ", ..")
+
+
+def test_the_reason_of_before_stays_and_is_the_one_that_is_told(project: Path) -> None:
+    run(load(project))
+    call(project, "revoke", "--source", "r0", "--reason", "first")
+    again = json.loads(call(project, "revoke", "--source", "r0", "--reason", "second", "--json").stdout)
+    assert (again["recorded"], again["known"], again["revocation"]["reason"]) == (False, True, "first")
+    shown = call(project, "revoke", "--source", "r0", "--reason", "second").stdout
+    assert "row r0 (inputs.jsonl:1): first" in shown
+    assert "was revoked before" in shown
+
+
+def test_what_was_given_then_takes_it_back(project: Path) -> None:
+    config = load(project)
+    run(config)
+    by_id = revoke(config, response="r2#0").revocation
+    assert by_id.source == "r2#0"
+    by_beginning = revoke(config, response=asked(config.run, response="r3#0").id[:8]).revocation
+    row = revoke(config, source="r4#0").revocation
+    with pytest.raises(InputError, match="not in"):
+        undo(config.run, "")
+    assert undo(config.run, "r2#0") == [by_id]
+    assert undo(config.run, by_beginning.id[:8]) == [by_beginning]
+    assert undo(config.run, "r4#0") == [row]
+    write(config.run, [Revocation(kind="row", id=name, reason="") for name in ("long1", "long2")])
+    with pytest.raises(InputError, match="several that are revoked begin so"):
+        undo(config.run, "long")
+    assert len(read(config.run)) == 2
+
+
+def test_what_repair_moved_away_is_said_not_to_be_looked_through(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load(project)
+    run(config)
+    assert reach(config.run, asked(config.run, source="r0")).not_looked_through == []
+    printed.revoked([], [], [])
+    assert capsys.readouterr().out == "nothing is revoked\n"
+    (config.run / "damaged").mkdir()
+    found = revoke(config, source="r0")
+    assert found.not_looked_through == [config.run / "damaged"]
+    printed.reach(config.run, found, dry_run=False)
+    assert f"not looked through: {config.run / 'damaged'}\n" in capsys.readouterr().out
+    assert "not looked through" in call(project, "revoke", "--list").stdout
+
+
+def test_a_check_tells_revoked_rows_from_bad_ones(project: Path) -> None:
+    config = load(project)
+    run(config, until="ingest")
+    revoke(config, source="r0")
+    assert check(project).startswith("ready: 28 inputs, 1 revoked rows; ")

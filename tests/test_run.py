@@ -12,6 +12,7 @@ import pytest
 
 import pipeline
 from pipeline import outputs, provenance, results
+from pipeline.audit import audit
 from pipeline.config import load
 from pipeline.files import InputError, RunError, held_alone
 from pipeline.records import Example, TrainingRow
@@ -236,3 +237,21 @@ def test_a_stage_that_loses_a_row_leaves_no_result(
     with pytest.raises(RunError, match=problem):
         run(config)
     assert outputs.current(config.run, stage) is None
+
+
+def test_what_a_killed_process_was_writing_is_cleared_before_the_next_run(project: Path) -> None:
+    run(project, until="dedup")
+    folder = project.parent / "runs/small"
+    (folder / "exports").mkdir()
+    (folder / "signatures").mkdir()
+    places = (
+        ".revoked.jsonl.7.tmp",
+        "dedup/.current.7.tmp",
+        "exports/.croissant.json.7.tmp",
+        "signatures/.a.dsse.json.7.tmp",
+    )
+    for name in (*places, "dedup/.mine.tmp"):
+        (folder / name).write_bytes(b"half")
+    assert {finding.path for finding in audit(folder)} == {folder / name for name in (*places, "dedup/.mine.tmp")}
+    assert not any(outcome.ran for outcome in run(project, until="dedup"))
+    assert [finding.path for finding in audit(folder)] == [folder / "dedup/.mine.tmp"]  # nothing but names of its own

@@ -1,5 +1,6 @@
 """No secret and nobody's name in what a run leaves behind or prints: canaries are planted everywhere, and none is found."""
 
+import inspect
 import json
 import os
 import re
@@ -12,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.files import HIDDEN, private
+from pipeline.stages import STAGES
+from pipeline.teachers.server import Server
+from pipeline.teachers.vllm import Vllm
 from tests.chat_server import Reply, chat_server, completion
 from tests.conftest import SETTINGS, write_project
 from tests.test_cli import COMMAND
@@ -224,3 +228,84 @@ def test_what_is_private_already_stays_as_it_is(value: Any) -> None:
 def test_ordinary_settings_stay(settings: dict[str, Any]) -> None:
     kept = private(settings)
     assert kept == {**settings, **({"regex": kept["regex"]} if "regex" in settings else {})}
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("https://user:pa/ss@host/x", "https://host/x"),
+        ("see https://user:p#w?o/@rd@[::1]:80/x@y there", "see https://y there"),
+        ("https://host:8080/of@v1 and http://[::1]:80/of@v1", "https://host:8080/of@v1 and http://[::1]:80/of@v1"),
+        ("https://host/@someone/x: me@example.com", "https://host/@someone/x: me@example.com"),
+        ({"token": ["a"], "password": 12345, "api_keys": ["sk-1"], "credentials": {"user": "x"}}, HIDDEN),
+        ({"hf_tokens": "a", "Secrets": [0], "X-Api-Keys": {"a": 1}, "passwords": "b"}, HIDDEN),
+        ("/var/home/alice/x", "~/x"),
+        ("file:///home/alice/x", "file://~/x"),
+        ("C:\\Users\\alice\\x", "~\\x"),
+        ("d:/users/alice", "~"),
+        ("https://example.com/home/alice", "https://example.com/home/alice"),
+    ],
+)
+def test_each_way_of_writing_a_name_or_a_secret(value: Any, shown: Any) -> None:
+    assert private(value) == (dict.fromkeys(value, HIDDEN) if isinstance(value, dict) else shown)
+
+
+pieces = st.sampled_from(
+    [
+        "://",
+        "@",
+        ":",
+        "/",
+        "#",
+        "?",
+        "&",
+        "=",
+        " ",
+        '"',
+        "a",
+        "80",
+        "key",
+        "token",
+        "_",
+        "[",
+        "/home/",
+        "/var",
+        "C:\\Users\\",
+        "~",
+    ]
+)
+texts = st.lists(pieces, max_size=24).map("".join)
+
+
+@given(texts, st.dictionaries(texts, texts | st.lists(texts) | st.integers(), max_size=3))
+def test_what_is_private_already_stays_as_it_is_however_it_is_put_together(text: str, settings: dict[str, Any]) -> None:
+    for once in (private(text), private(settings)):
+        assert private(once) == once
+
+
+@given(st.integers(1) | st.floats(1, 1e9) | st.lists(st.integers(), min_size=1))
+def test_no_setting_of_a_stage_and_no_count_of_tokens_is_taken_for_a_secret(value: Any) -> None:
+    names = {name for stage in STAGES.values() for name in inspect.signature(stage.settings).parameters}
+    names |= {name for settings in (Server, Vllm) for name in settings.model_fields}
+    names |= set(
+        "tokens max_tokens prompt_tokens completion_tokens cached_tokens tokenizer stop_token_ids token_budget".split()
+    )
+    assert len(names) > 50
+    settings = dict.fromkeys(sorted(names), value)
+    assert private(settings) == settings
+
+
+def test_a_row_that_cannot_be_read_names_no_home(planted: Path) -> None:
+    """Its drop has the file's name; the message that stops a run has the whole path."""
+    inputs = planted.parents[2] / "elsewhere" / "inputs.jsonl"
+    write_settings(planted, "    teacher: {backend: replay, completions: ../../elsewhere/completions.jsonl}\n")
+    with inputs.open("ab") as file:
+        file.write(b'{"id": 1\n')
+    stopped = call(planted, "run")
+    assert (stopped.returncode, f"{inputs}:30: " in stopped.stderr) == (2, True)
+    done = call(planted, "run", "--until", "ingest", "--set", "ingest.on_bad_row=drop")
+    assert done.returncode == 0, done.stderr
+    (dropped,) = planted.parent.glob("runs/small/ingest/*/dropped.jsonl")
+    evidence = json.loads(dropped.read_bytes())["evidence"]
+    assert evidence["problem"].startswith("inputs.jsonl:30: line contains invalid json")
+    assert found_in(dropped.read_bytes()) == []

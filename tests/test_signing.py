@@ -299,6 +299,9 @@ def test_there_must_be_something_to_sign(project: Path, keys: Path) -> None:
     run(project, until="parse")
     with pytest.raises(InputError, match="shard has no result yet"):
         sign(project.parent / "runs/small", key)
+    with pytest.raises(InputError, match="shard has no result yet"):
+        sign(project.parent, key)
+    assert not (project.parent / ".lock").exists()
 
 
 def tamperings(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -528,6 +528,14 @@ SIGNATURE_ALONE = {
     "train: identities.student.*": "identities.student, identities of evaluate",
     "evaluate: identities.*": "identities.student, identities of evaluate",
     "evaluate: settings.sample.*": "settings that no key depends on",
+    **dict.fromkeys(
+        (
+            *("evaluate: settings.eval_sets.*", "evaluate: settings.labels.*", "evaluate: settings.parse.*"),
+            *("balance: settings.slices.*", "quality: settings.logprobs", "judge: settings.choices"),
+            *("decontaminate: settings.input", "parse: settings.rationalise"),
+        ),
+        "what a stage says of the task that changes none of its rows",
+    ),
     "evaluate: text of a row *": "texts of predictions",
     "ingest: source of a row *": "drops and places of source rows",
     "ingest: *of a drop *": "drops and places of source rows",

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
+from typer.testing import CliRunner
 
 from pipeline import outputs, provenance, teachers, terms
 from pipeline.audits import Audited, Result
 from pipeline.audits import terms as audited_terms
+from pipeline.cli import app
 from pipeline.config import load
 from pipeline.files import InputError, sha256
 from pipeline.project import check, train_alone
@@ -354,3 +356,39 @@ def test_facts_about_a_folder_repeat_the_digests_of_its_identity(tmp_path: Path)
 def test_a_broken_table_entry_is_noticed() -> None:
     with pytest.raises(ValidationError):
         terms.Family.model_validate({"name": "x", "hub": [], "terms": {"license": "MIT"}})
+
+
+def test_where_nothing_would_be_trained_no_reason_is_asked(project: Path) -> None:
+    """The training that a reason was given for is there, and stays in force without it; what would train anew is refused."""
+    run(state(project, FORBIDDEN, "{}"), until="shard")
+    asked = provenance.ask(load(project), "train")
+    assert asked is not None
+    shard = outputs.current(project.parent / "runs/small", "shard")
+    assert shard is not None
+    made = {
+        "stage": "train",
+        "key": asked.key,
+        "asked": asked.asked,
+        "settings": asked.settings,
+        "parents": asked.parents,
+    }
+    manifest = outputs.read_manifest(shard).model_copy(update={**made, "identities": asked.identities, "outputs": []})
+    folder = project.parent / "runs/small/train" / asked.key
+    folder.mkdir(parents=True)
+    outputs.write_manifest(folder, manifest.model_copy(update={"digest": outputs.manifest_digest(manifest)}))
+    assert not any(outcome.ran for outcome in run(project))
+    assert [outcome.stage for outcome in run(project, ["train"])] == ["train"]
+    for anew in (
+        {"force": True},
+        {"overrides": ["train.alpha=0.3"]},
+        {"overrides": ["quality.filters=[label_in_set]"]},
+    ):
+        with pytest.raises(InputError, match="accept-terms"):
+            run(project, **anew)  # type: ignore[arg-type]
+
+
+def test_a_plan_says_what_the_run_would_refuse(project: Path) -> None:
+    told = CliRunner().invoke(app, ["plan", "-c", str(state(project, FORBIDDEN, "{}"))])
+    assert told.exit_code == 0
+    assert "run would be refused: " in told.stdout
+    assert "--accept-terms" in told.stdout

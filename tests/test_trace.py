@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline import lineage, outputs
 from pipeline.config import load
 from pipeline.files import InputError, RunError
-from pipeline.lineage import find, prepare
+from pipeline.lineage import find, prepare, row_of
 from pipeline.outputs import RowWriter
 from pipeline.records import Drop, Prompt
 from pipeline.runner import run
@@ -275,3 +275,35 @@ def test_a_student_leads_to_its_shards_and_sources(finished: Path, own: Path, tm
         origin(own, str(tmp_path / "copy"))
     with pytest.raises(InputError, match="no weights"):
         origin(own, str(tmp_path))
+    (tmp_path / "copy" / "model.safetensors").write_bytes(b"weights")
+    for name in (weights, tmp_path / "copy" / "model.safetensors"):
+        assert origin(own, str(name)) == told
+    with pytest.raises(InputError, match="an empty name"):
+        origin(own, " ")
+
+
+def test_a_folder_that_is_called_as_a_row_does_not_hide_it(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r3").mkdir()
+    (tmp_path / "model.safetensors").write_bytes(b"weights of another run")
+    monkeypatch.chdir(tmp_path)
+    assert origin(finished, "r3") is None
+    assert trace(finished, "r3")
+    with pytest.raises(InputError, match="no weights in this folder"):
+        origin(finished, "./r3")
+    with pytest.raises(InputError, match="no training in"):
+        origin(finished, "model.safetensors")
+
+
+def test_a_name_that_is_too_long_for_a_path_is_no_student(finished: Path) -> None:
+    assert origin(finished, "r" * 5000) is None
+    with pytest.raises(InputError, match="no row of"):
+        trace(finished, "r" * 5000)
+
+
+@pytest.mark.parametrize("name", ["r3/nonsense", "r3#77", "r3#0/label", "r26/label"])
+def test_an_id_that_no_row_has_is_not_taken_for_its_row(finished: Path, name: str) -> None:
+    row = row_of(name)
+    with pytest.raises(InputError, match=f"{name}: no row of .* has this id; there are {row}, {row}#0"):
+        trace(finished, name)

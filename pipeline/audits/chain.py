@@ -15,6 +15,7 @@ KEY: Final = re.compile(r"[0-9a-f]{32}")
 
 def check(audited: Audited) -> Iterator[Finding]:
     """Findings on manifests, without a look at rows."""
+    bound = {result.folder for stage in audited.results for result in _behind(audited, stage)}
     for result in audited.all:
         folder, manifest = result
         place = folder / outputs.MANIFEST
@@ -30,10 +31,16 @@ def check(audited: Audited) -> Iterator[Finding]:
             yield Finding(place, f"key: its settings, parents and models give {key}")
         if manifest.root != outputs.root(manifest.outputs):
             yield Finding(place, "root: not that of its row files")
-        yield from _parents(audited, result)
+        yield from _parents(audited, result, in_force=folder in bound)
 
 
-def _parents(audited: Audited, result: Result) -> Iterator[Finding]:
+def _behind(audited: Audited, stage: str) -> Iterator[Result]:
+    """A result in force and all that it was made from."""
+    yield audited.results[stage]
+    yield from (result for _, result in audited.ancestors(stage))
+
+
+def _parents(audited: Audited, result: Result, *, in_force: bool) -> Iterator[Finding]:
     folder, manifest = result
     place = folder / outputs.MANIFEST
     stage = folder.parent.name
@@ -45,7 +52,11 @@ def _parents(audited: Audited, result: Result) -> Iterator[Finding]:
         if not KEY.fullmatch(record.key) or parent not in STAGES or misplaced(path) or not path.is_file():
             yield Finding(place, f"parents.{plain(parent)}: no result {plain(record.key)} on disk")
         elif sha256(path) != record.manifest:
-            yield Finding(path, f"not the manifest that {stage} was made from")
+            told = f"not the manifest that {stage} was made from"
+            if in_force:
+                yield Finding(path, told)
+            else:  # a stage that was run anew, by `--force`, has the same key and may say more of its machine
+                audited.notes.append(Finding(path, f"{told}; {folder.parent.name}/{folder.name} is no longer in force"))
 
 
 def readings(stage: str) -> set[frozenset[str]]:

@@ -15,7 +15,7 @@ What a filter keeps passes through it byte by byte, which the check of laws sees
 
 Limits: results of another version of a stage cannot be made again by this one, nor can verdicts that files decide which are not at hand, or
 a model; a note says so. Why a teacher gave no answer is on nobody's record. Of a result that differs in many rows the first are named.
-Patterns and templates come from the manifests: one that was made to take forever takes forever.
+Patterns and templates come from the manifests: one that was made to take forever, or all memory, does so (``ulimit`` bounds it).
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import DecodeError
 
-from pipeline import ingest, judge, outputs, sample
+from pipeline import ingest, judge, outputs, requests, sample
 from pipeline.asking import response_of
 from pipeline.audits import Audited, Finding, Result, kind
 from pipeline.audits.answers import Answers, located
@@ -94,7 +94,9 @@ def _contaminated(audited: Audited) -> Iterator[Finding]:
 
     Words that many rows share count less, and these rows are fewer than decontaminate had: what is no whole eval row is only noted.
     """
-    shard, compared = audited.results.get("shard"), audited.results.get("decontaminate")
+    shard = audited.results.get("shard")
+    before = [] if shard is None else audited.before(shard)
+    compared = next((result for name, result in before if name == "decontaminate"), None)
     source = None if shard is None else next((audited.parent(shard, name) for name in shard.manifest.parents), None)
     if source is None or compared is None:
         audited.notes.append(Finding(audited.run, "the rows that are trained on were compared with no eval set"))
@@ -148,6 +150,8 @@ def _derived(audited: Audited, result: Result, stage: Stage, store: Callable[[],
         return
     work = Work(stage.name, result.folder, in_force=audited.results.get(stage.name) is result)
     if stage.kind == "job":
+        if stage.name == "sample" and parents[0] is not None:
+            _fits(audited, result, parents[0].manifest.counts.rows_out)
         drops = {drop.id: drop for drop in outputs.read_drops(result.folder)}
         work = replace(work, answers=store(), dropped=drops, state=_state(result.folder))
     else:
@@ -162,6 +166,21 @@ def _derived(audited: Audited, result: Result, stage: Stage, store: Callable[[],
         )
         work = replace(work, settings=settings, passed=frozenset(passed))
     yield from _compared(audited, result, work, source, told, set(missing) if stage.kind == "filter" else set())
+
+
+def _fits(audited: Audited, result: Result, prompts: int) -> None:
+    """Raises ValueError where the settings mean far more requests than there are rows, so that none are made of a small file.
+
+    Shares are met on average; what is asked beyond the rows is left room for.
+    """
+    settings: Any = result.manifest.settings
+    scanned = [one.rows for path, one in audited.scans.items() if path.parent == result.folder]
+    rows = sum(scanned) if scanned else result.manifest.counts.rows_in
+    samples = settings["n"]
+    shares = [min(one["share"], 1) for one in settings["teacher"]]
+    room = rows + 50 * samples if min(shares) < 1 else 0
+    if samples > requests.MOST_SAMPLES or not prompts * samples * sum(shares) <= rows + room:
+        raise ValueError(f"n: {samples} for {prompts} prompts is far more than its {rows} requests")
 
 
 def _settings(audited: Audited, result: Result, stage: Stage) -> tuple[dict[str, Any], list[str]]:
@@ -344,10 +363,12 @@ def _lines(work: Work, block: Block) -> Lines:
     assert stage.takes is not None
     found: Lines = {}
     for row in stage.function(block.rows(stage.takes), **work.settings):
+        if row is None:
+            continue
         if isinstance(row, Drop):
             if row.id not in work.passed:
                 found.setdefault(DROPPED, []).append(row.line())
-        elif row is not None:
+        else:
             found.setdefault(stage.prefix(row), []).append(row.line())
     return found
 

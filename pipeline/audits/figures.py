@@ -44,11 +44,14 @@ def check(audited: Audited) -> Iterator[Finding]:
             try:
                 yield from _counts(audited, result, known)
             except (RunError, OSError, LookupError, TypeError, ValueError) as error:
-                yield Finding(result.folder / shift.COUNTS, f"cannot be compared with the rows ({plain(str(error))})")
+                told = plain(str(error).removesuffix("; run `stepdistill audit`"))
+                yield Finding(result.folder / shift.COUNTS, f"cannot be compared with the rows ({told})")
 
 
 def _counts(audited: Audited, result: Result, known: dict[Path, shift.Figures]) -> Iterator[Finding]:
     chain = dict(audited.before(result)) | {result.folder.parent.name: result}
+    if "parse" not in chain:
+        return  # the check of the chain names what is missing
     parsed: Any = chain["parse"].manifest.settings
     truth = shift.Truth(parsed["label_type"], None if parsed["labels"] is None else tuple(parsed["labels"]))
     written, found = shift.read(result.folder), _found(audited, result, truth, known)

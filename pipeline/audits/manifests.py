@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from pipeline import environment, outputs, requests, shift, sources
+from pipeline import environment, evaluate, outputs, requests, sample, shift, sources
 from pipeline.audits import Audited, Finding, Result, settings
 from pipeline.binding import Problem
 from pipeline.files import InputError, RunError, canonical_json, digest, plain, strict_json
 from pipeline.records import Example, Manifest, OutputFile, features
 from pipeline.runner import ROWS_PER_FILE
 from pipeline.stages import STAGES
+from pipeline.train import MODELS
 
 UNPROVEN: Final = {
     "that the teacher really produced a text": "the store says so, and nobody can tell from the text; `--resample` asks some again",
@@ -31,12 +32,17 @@ UNPROVEN: Final = {
     "models.*": "further facts about models that are not in the run folder; no key depends on them",
     "details of sample, dedup, decontaminate, judge, balance, train, evaluate": "measured while the stage ran; sums are checked",
     "asked.*": "where a file lay, and whether a default was written out; the rest must resolve to the settings",
+    "what a stage says of the task that changes none of its rows": "labels, columns, slices; that stages differ in it is noted, no finding",
     "settings that no key depends on": "how evaluate repeats those of sample may differ in them",
     "the task's name, and what licences are stated": "words that shard takes from stages.yaml for its card",
     "identities.student, identities of evaluate": "of a model that is not in the run folder",
     "drops and places of source rows": "what a source row said that ingest dropped, and where a kept one stood, only the source file tells",
     "why a teacher gave no answer": "a failure is on no other record; the drops of sample say it alone",
     "texts of predictions": "what a model wrote to an eval row; labels and figures are held against them",
+    "the student's weights and other files, train's metrics.jsonl": "what came of a training; that it ran on these rows is only said",
+    "evaluate's rationales.jsonl": "what a student wrote when it was asked why",
+    "revoked.jsonl where it was emptied or deleted": "in no manifest; what results in force know of it is noted",
+    "report, index, damaged": "pages and tables made of results, and what repair moved away; in no manifest, and nothing is made of them",
     "names, tokens and log-probabilities in the response store that no row repeats": "the store is in no manifest and under no signature",
     "run.json, run-*.json": "times and speeds, in no manifest and under no signature",
 }
@@ -52,14 +58,16 @@ def check(audited: Audited) -> Iterator[Finding]:
         stage = result.folder.parent.name
         if manifest.stage != stage:
             continue  # was named by the check of the chain
-        parts: tuple[Callable[[Audited, Result], Iterator[str]], ...] = (
-            _stage, _counts, _outputs, _sources, settings.names, settings.asked, settings.agreements, settings.identities,
+        parts: tuple[Callable[[Audited, Result], Iterator[str | Finding]], ...] = (
+            _stage, _counts, _outputs, _sources, settings.names, settings.values, settings.asked, settings.agreements, settings.identities,
             _details, _made_by,
         )  # fmt: skip
         for part in parts:
             try:
                 for problem in part(audited, result):
-                    yield Finding(result.folder / outputs.MANIFEST, problem)
+                    yield (
+                        problem if isinstance(problem, Finding) else Finding(result.folder / outputs.MANIFEST, problem)
+                    )
             except (
                 ArithmeticError,
                 AttributeError,
@@ -138,6 +146,13 @@ def _outputs(audited: Audited, result: Result) -> Iterator[str]:
     wanted = {*DROPS, *(("counts.json",) if stage.gives is Example else ()), *(("README.md",) if stage.tree else ())}
     for name in sorted(wanted - names):
         yield f"outputs: {name} is missing"
+    for name in sorted(names - wanted):
+        if (
+            name not in rows
+            and str(PurePosixPath(name).with_suffix(".jsonl")) not in rows
+            and not _beside(stage.name, name)
+        ):
+            yield f"outputs: {plain(name)}: no file that {stage.name} writes"
     kept = [name for name in rows if name != DROPS[0]]
     expected = [*sorted(kept), DROPS[0]]
     pairs = [one for name in expected for one in (name, str(PurePosixPath(name).with_suffix(".xxh3")))]
@@ -145,6 +160,22 @@ def _outputs(audited: Audited, result: Result) -> Iterator[str]:
     if [file.path for file in manifest.outputs] != [*pairs, *rest]:
         yield "outputs: not in the order in which they are written"
     yield from _numbered(sorted(kept), rows, manifest)
+
+
+BESIDE: Final[Mapping[str, tuple[str, ...]]] = {
+    "sample": (sample.TEMPLATES, sample.SHOTS),
+    "judge": (sample.TEMPLATES, sample.SHOTS),
+    "train": ("metrics.jsonl",),
+    "evaluate": (evaluate.METRICS, evaluate.RATIONALES),
+}
+"""What stages write beside their rows; train the models' folders, too."""
+RUNS_CODE: Final = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".py", ".so")  # where a model is loaded
+
+
+def _beside(stage: str, name: str) -> bool:
+    folder, _, file = name.partition("/")
+    model = stage == "train" and folder in MODELS and bool(file)
+    return name in BESIDE.get(stage, ()) or (model and PurePosixPath(name).suffix.lower() not in RUNS_CODE)
 
 
 def _numbered(names: list[str], rows: Mapping[str, OutputFile], manifest: Manifest) -> Iterator[str]:
@@ -205,7 +236,7 @@ def _template(result: Result) -> Iterator[str]:
         yield "sources: the prompt template is not the one in templates.json"
 
 
-def _details(audited: Audited, result: Result) -> Iterator[str]:
+def _details(audited: Audited, result: Result) -> Iterator[str | Finding]:
     """Figures that other entries, or the counts that a stage left, give again."""
     manifest = result.manifest
     details: Any = manifest.details
@@ -224,11 +255,23 @@ def _details(audited: Audited, result: Result) -> Iterator[str]:
         (name,) = manifest.parents
         parent = audited.parent(result, name)
         if parent is not None:
-            before, kept = shift.read(parent.folder), shift.read(result.folder)
+            mine = [parent.folder, result.folder] if name == "parse" else [result.folder]  # others name their own
+            for folder in mine:
+                try:
+                    shift.read(folder)
+                except RunError as error:
+                    path = folder / shift.COUNTS
+                    told = str(error).removeprefix(f"{path}: ").removesuffix("; run `stepdistill audit`")
+                    yield Finding(path, told)
+                    return
+            try:
+                before, kept = shift.read(parent.folder), shift.read(result.folder)
+            except RunError:
+                return
             if (before.rows, kept.rows) != (manifest.counts.rows_in, manifest.counts.kept):
                 yield "details.shift: counts.json, here or of its parent, is not of as many rows"
-            told = shift.change(before, shift.less(before, kept)).model_dump(mode="json")
-            if canonical_json(told) != canonical_json(details["shift"]):
+            change = shift.change(before, shift.less(before, kept)).model_dump(mode="json")
+            if canonical_json(change) != canonical_json(details["shift"]):
                 yield "details.shift: not what counts.json, here and of its parent, give"
     if manifest.stage in ("ingest", "shard") and details:
         yield f"details: {manifest.stage} has none"

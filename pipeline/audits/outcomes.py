@@ -4,6 +4,7 @@
     evaluate/8d21..../metrics.json: eval_sets.test: not what the predictions give
 
 - ``judge``: the scores in its manifest are those of its rows.
+- ``shard``: its data card is the one that follows from its manifest.
 - ``train``: every training row was trained on or dropped, in the order of the shards; the sums of its tokens and examples are so.
 - ``evaluate``: each prediction is right or wrong as its label says, all models were asked about the same rows, and metrics, intervals and
   comparisons are computed again from the predictions.
@@ -19,11 +20,12 @@ from typing import Any
 from msgspec import DecodeError
 from pydantic import ValidationError
 
-from pipeline import evaluate, outputs
+from pipeline import evaluate, outputs, shard
 from pipeline.audits import Audited, Finding, Result
 from pipeline.files import RunError, canonical_json, plain
 from pipeline.labels import same
 from pipeline.records import Example, Prediction, Trained, TrainingRow
+from pipeline.stages import STAGES
 
 
 def check(audited: Audited) -> Iterator[Finding]:
@@ -32,6 +34,8 @@ def check(audited: Audited) -> Iterator[Finding]:
         try:
             if result.folder.parent.name == "train":
                 yield from _trained(audited, result)
+            elif result.folder.parent.name == "shard":
+                yield from _carded(result)
             elif result.folder.parent.name == "judge":
                 yield from _judged(result)
             elif result.folder.parent.name == "evaluate":
@@ -89,6 +93,13 @@ def _trained_row(line: bytes) -> Trained | None:
     return found if found.line() == line else None
 
 
+def _carded(result: Result) -> Iterator[Finding]:
+    folder, manifest = result
+    path, made = folder / shard.CARD, shard.card(manifest.settings, manifest.key, manifest.outputs).encode()
+    if manifest.version == STAGES["shard"].version and (path.stat().st_size, path.read_bytes()) != (len(made), made):
+        yield Finding(path, "not the card that shard writes for such a manifest")
+
+
 def _judged(result: Result) -> Iterator[Finding]:
     details: Any = result.manifest.details
     scores = Counter(row.judgement.score for row in outputs.read(result.folder, Example) if row.judgement is not None)
@@ -101,6 +112,10 @@ def _judged(result: Result) -> Iterator[Finding]:
 def _evaluated(result: Result) -> Iterator[Finding]:
     folder, manifest = result
     settings: Any = manifest.settings
+    if not 0 < settings["bootstrap"] <= evaluate.MOST_RESAMPLES:
+        raise ValueError(
+            f"bootstrap: {settings['bootstrap']} is more than the {evaluate.MOST_RESAMPLES:,} that there can be"
+        )
     kind = settings["label_type"]
     predictions: dict[str, dict[str, list[Prediction]]] = defaultdict(lambda: defaultdict(list))
     for path, number, line in _lines(folder):
@@ -127,6 +142,8 @@ def _evaluated(result: Result) -> Iterator[Finding]:
             yield Finding(folder, f"{plain(name)}: the models were not asked about the same rows")
         elif (said := told.eval_sets.get(name)) is None or by_model.keys() != said.models.keys():
             yield Finding(metrics, f"eval_sets.{plain(name)}: not of the models that predicted")
+        elif {row.label for row in by_model.get("majority", ())} - {said.majority}:
+            yield Finding(metrics, f"eval_sets.{plain(name)}.majority: not the label that predictions of majority have")
         elif said != _measured(by_model, said, drops[name], settings):
             yield Finding(metrics, f"eval_sets.{plain(name)}: not what the predictions give")
     details = {"models": manifest.details.get("models"), "summary": evaluate.summary(told.eval_sets)}

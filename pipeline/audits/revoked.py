@@ -1,11 +1,15 @@
 """Nothing that was revoked is in a result in force."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from pipeline import lineage
 from pipeline.audits import Audited, Finding
 from pipeline.files import InputError, RunError, plain
-from pipeline.revocations import FILE, read
+from pipeline.outputs import MANIFEST
+from pipeline.revocations import FILE, HANDLED_BY, read
+
+SHOWN: Final = 20  # revocations of a result that are named
 
 
 def check(audited: Audited) -> Iterator[Finding]:
@@ -19,6 +23,7 @@ def check(audited: Audited) -> Iterator[Finding]:
     except InputError as error:
         yield Finding(place, str(error).removeprefix(f"{place}:").strip())
         return
+    _note_forgotten(audited, {(one.kind, name) for one in revocations for name in (one.id, one.family) if name})
     if not revocations:
         return
     bad: dict[str, set[str]] = {}
@@ -34,3 +39,22 @@ def check(audited: Audited) -> Iterator[Finding]:
                 )
     except RunError as error:
         yield Finding(audited.run, str(error))
+
+
+def _note_forgotten(audited: Audited, known: set[tuple[str, str]]) -> None:
+    """Revocations that a result in force was told of and the file no longer has: taken back since, or removed."""
+    for stage in sorted({*HANDLED_BY.values()} & {*audited.results}):
+        result = audited.results[stage]
+        told = result.manifest.settings.get("revoked") or {}
+        if not isinstance(told, dict):
+            continue
+        gone = [
+            (kind, one)
+            for kind, ids in told.items()
+            if isinstance(ids, dict)
+            for one in ids
+            if (kind, one) not in known
+        ]
+        for kind, one in gone[:SHOWN]:
+            problem = f"settings.revoked: {plain(kind, 20)} {plain(one, 80)}, which {FILE} no longer has"
+            audited.notes.append(Finding(result.folder / MANIFEST, problem))

@@ -8,21 +8,19 @@ What was asked is bound again as stages.yaml is (``pipeline.binding``) and compa
 Limits: of a file only that there is one is compared with what was asked; its content is in the settings and among the sources.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from pipeline import environment, provenance, requests, teachers
-from pipeline.audits import Audited, Result, kind
-from pipeline.binding import Call, Calls, From, bind, parameters
+from pipeline import environment, outputs, provenance, requests, teachers
+from pipeline.audits import Audited, Finding, Result, kind
+from pipeline.binding import Call, Calls, From, bind, contents, is_content, parameters, settled
 from pipeline.files import canonical_json, digest, plain
 from pipeline.records import Manifest
+from pipeline.sources import HUB
 from pipeline.stages import STAGES
-
-HEX: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def names(audited: Audited, result: Result) -> Iterator[str]:
@@ -48,6 +46,36 @@ def asked(audited: Audited, result: Result) -> Iterator[str]:
             yield f"asked.{name}: not what settings.{name} came from"
 
 
+def values(audited: Audited, result: Result) -> Iterator[str]:
+    """Each is one that the stage takes; where it takes a file, there stands what was in it."""
+    manifest, stage = result.manifest, STAGES[result.manifest.stage]
+    if manifest.version != stage.version:
+        return
+    inputs = manifest.settings.get("inputs")
+    if not stage.reads and not is_content(inputs) and not str(inputs).startswith(HUB):
+        yield "settings.inputs: neither a digest nor a data set of the Hub"
+    yield from _misfits(stage.settings, manifest.settings, "settings")
+
+
+def _misfits(function: Callable[..., Any], given: Mapping[str, Any], where: str) -> Iterator[str]:
+    for name, (annotation, _) in parameters(function).items():
+        calls = _mark(annotation, Calls)
+        if name in given and calls is not None:
+            for entry in given[name]:
+                for called, own in entry.items():
+                    yield from _misfits(calls.functions[called], own, f"{where}.{name}.{plain(called, 60)}")
+        elif name in given:
+            try:
+                settled(annotation, given[name], name, _somewhere)
+            except ValueError as problem:
+                yield f"{where}.{problem}"
+
+
+def _somewhere(content: Mapping[str, str]) -> Path:
+    """A place for a file with this content; it is not opened."""
+    return Path("/", digest(content))
+
+
 def _same_code(manifest: Manifest) -> bool:
     """Whether this code made it, so that it knows no more settings than that one did."""
     return manifest.code.modules == environment.code().modules
@@ -62,7 +90,7 @@ def _own(function: Callable[..., Any], bound: Mapping[str, Any]) -> dict[str, An
 def _resolves(value: Any, settled: Any, *, same_code: bool) -> bool:
     """Whether a bound setting is the resolved one; of files only that there is one."""
     if isinstance(value, Path):
-        return isinstance(settled, dict)
+        return is_content(settled)
     if isinstance(value, Call):
         own = settled.get(value.name) if isinstance(settled, dict) and len(settled) == 1 else None
         return isinstance(own, dict) and all(
@@ -104,13 +132,18 @@ def _mark(annotation: Any, kind: type[Any]) -> Any:
 
 
 def agreements(audited: Audited, result: Result) -> Iterator[str]:
-    """What a stage was told of the task and of other stages is what those were told."""
+    """Whether judge ran is what its parents say; noted is where a stage was told something else of the task than those before it.
+
+    That is so where stages.yaml was changed and later stages alone were run: each result was made by its own settings, and is
+    compared with what these make.
+    """
     mine = dict(_facts(result))
     before = list(audited.before(result))
     for name, other in before:
         for path, value in _facts(other):
             if path in mine and not _alike(path, mine[path], value):
-                yield f"settings: {path} is not what {name} was told, or has"
+                told = f"settings: {path} is not what {name} was told, or has"
+                audited.notes.append(Finding(result.folder / outputs.MANIFEST, told))
     on = mine.get("stages.judge.on")
     if on is not None and on != any(name == "judge" for name, _ in before):
         yield "settings.judged: whether judge ran is not what its parents say"
@@ -192,5 +225,5 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def digests(settings: Any) -> Iterator[str]:
-    """The contents of files in settings."""
-    return (text for text in texts(settings) if HEX.fullmatch(text))
+    """The SHA-256 of each file in settings."""
+    return (found for content in contents(settings) if set(content) != {"prompt"} for found in content.values())

@@ -11,8 +11,9 @@ from pipeline import printed
 from pipeline.commands import DEFAULT, ConfigOption, JsonOption, app
 
 if TYPE_CHECKING:
-    from pipeline.resample import Report
+    from pipeline.config import Config
 
+RunOption = Annotated[Path | None, typer.Option("--run", help="a run folder; by default the one of stages.yaml")]
 SHOWN = 200  # findings that are printed; a file of a million changed rows needs no more
 
 
@@ -25,6 +26,7 @@ def trace(
         ),
     ],
     config: ConfigOption = DEFAULT,
+    path: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Follow one row from its source to the shard and back, by any id it ever had, or a student to what it was trained on."""
@@ -35,7 +37,7 @@ def trace(
     from pipeline.trace import origin
     from pipeline.trace import trace as follow
 
-    run = load(config).run
+    run = path if path is not None else load(config).run
     student = origin(run, row)
     if student is not None:
         printed.as_json(student) if as_json else printed.fields(student)
@@ -67,6 +69,7 @@ def revoke(
     undo: Annotated[str | None, typer.Option(metavar="ID", help="take a revocation back")] = None,
     show: Annotated[bool, typer.Option("--list", help="what is revoked, and the results that still hold it")] = False,
     config: ConfigOption = DEFAULT,
+    path: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List every row and student that a bad source or response reached; the next run builds without it."""
@@ -78,7 +81,7 @@ def revoke(
 
     if sum((source is not None, response is not None, undo is not None, show)) != 1:
         raise typer.BadParameter("give one of --source, --response, --undo and --list")
-    run = load(config).run
+    run = path if path is not None else load(config).run
     if undo is not None:
         taken = [one.model_dump() for one in revoking.undo(run, undo)]
         printed.as_json(taken) if as_json else print(f"{run}: taken back; `stepdistill run` uses it again")
@@ -86,17 +89,18 @@ def revoke(
         known = revocations.read(run)
         held = revoking.held(run, known)
         if as_json:
-            printed.as_json({"revoked": [one.model_dump() for one in known], "held": [asdict(one) for one in held]})
+            unseen = revoking.not_looked_through(run)
+            told = {"revoked": [one.model_dump() for one in known], "held": [asdict(one) for one in held]}
+            printed.as_json({**told, "not_looked_through": unseen})
         else:
-            printed.revoked(known, held)
+            printed.revoked(known, held, revoking.not_looked_through(run))
     else:
         found = revoking.reach(run, revoking.asked(run, source=source, response=response, reason=reason))
-        if not dry_run:
-            revoking.record(run, found.revocation)
+        recorded = not dry_run and revoking.record(run, found.revocation)
         if as_json:
-            printed.as_json({**asdict(found), "revocation": found.revocation.model_dump(), "recorded": not dry_run})
+            printed.as_json({**asdict(found), "revocation": found.revocation.model_dump(), "recorded": recorded})
         else:
-            printed.reach(run, found, recorded=not dry_run)
+            printed.reach(run, found, dry_run=dry_run)
 
 
 @app.command()
@@ -130,15 +134,20 @@ def audit(
     from pipeline.audits import signature
     from pipeline.audits.manifests import UNPROVEN
     from pipeline.config import load
+    from pipeline.files import InputError
+    from pipeline.resample import resample as ask_again
 
+    if sample is not None and (full or recompute):
+        raise InputError("audit: --sample K follows some rows back, --full and --recompute all; give one of them")
     run = path if path is not None else load(config).run
+    its_own = None if resample is None else _settings_of(config, run)
     found = []
     with auditing(run, full=full, recompute=recompute, sample=sample, keys=key or ()) as (audited, findings):
         for one in chain(findings, *(found_by(check, audited) for check in CHECKS)):
             found.append(one)
             if not as_json and len(found) <= SHOWN:
                 print(one)
-    asked = None if resample is None else _asked_again(config, run, resample)
+    asked = None if its_own is None or resample is None else ask_again(its_own, resample)
     signed = signature.told(run, key or ())
     if as_json:
         told = [{"path": str(one.path), "line": one.line, "problem": one.problem, "check": one.check} for one in found]
@@ -166,18 +175,17 @@ def audit(
     raise typer.Exit(1 if found else 0)
 
 
-def _asked_again(config: Path, run: Path, rows: int) -> "Report":
-    """What the teachers say now. Raises InputError where stages.yaml belongs to another run."""
+def _settings_of(config: Path, run: Path) -> "Config":
+    """The settings of a run. Raises InputError where stages.yaml belongs to another run."""
     from pipeline.config import load
     from pipeline.files import InputError
-    from pipeline.resample import resample
 
     loaded = load(config)
     if loaded.run.resolve() != run.resolve():
         raise InputError(
             f"{config}: its run is {loaded.run}, not {run}; name the stages.yaml of this run with --config"
         )
-    return resample(loaded, rows)
+    return loaded
 
 
 @app.command()
@@ -193,6 +201,7 @@ def repair(
     from dataclasses import asdict
 
     from pipeline.config import load
+    from pipeline.damaged import FOLDER
     from pipeline.repair import repair as mend
 
     settings = load(config)
@@ -209,9 +218,9 @@ def repair(
             print(f"lost for good: {name}")
         for problem in left:
             print(problem)
-        print(
-            f"{settings.run}: {f'{len(left)} problems' if left else 'whole; nothing was lost' if not done.lost else 'whole'}"
-        )
+        ended = f"{len(left)} problems" if left else "whole" if done.lost else "whole; nothing was lost"
+        kept = settings.run / FOLDER
+        print(f"{settings.run}: {ended}" + (f"; what was damaged lies in {kept}" if kept.is_dir() else ""))
     raise typer.Exit(1 if left else 0)
 
 
@@ -275,7 +284,7 @@ def sign(
 def prove(
     row: Annotated[str, typer.Argument(metavar="ID", help="of a training row, or of an example: all its rows")],
     config: ConfigOption = DEFAULT,
-    path: Annotated[Path | None, typer.Option("--run", help="a run folder; by default the one of stages.yaml")] = None,
+    path: RunOption = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="a file to write, in place of the terminal")] = None,
 ) -> None:
     """Write the proof that a training row belongs to the data set: one JSON object a row."""
@@ -368,13 +377,16 @@ def export(
         Path | None, typer.Option("-o", "--output", help="another file than the one in the run's exports/")
     ] = None,
     config: ConfigOption = DEFAULT,
+    path: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write what others' tools read about the data set, generated from its manifests."""
     from pipeline.config import load
     from pipeline.export import export as write
 
-    written = [str(path) for path in write(load(config).run, name, output)]
+    run = path if path is not None else load(config).run
+    found = write(run, name, output, tell=lambda told: print(told, file=sys.stderr))
+    written = [str(file) for file in found]
     printed.as_json(written) if as_json else print("\n".join(written))
 
 
@@ -397,7 +409,7 @@ def push(
 ) -> None:
     """Send shards, cards, manifests and signatures to the Hugging Face Hub, if the audit passes."""
     from pipeline.config import load
-    from pipeline.push import parcels
+    from pipeline.push import parcels, unaccepted
     from pipeline.push import push as send
 
     run = load(config).run
@@ -412,6 +424,10 @@ def push(
         else:
             rows = [(str(one["repository"]), str(one["file"]), f"{one['bytes']:,}") for one in listed]
             printed.table(("repository", "file", "bytes"), rows, right=(2,))
+        refused = unaccepted(run, accept_terms)
+        if refused is not None:
+            print(f"it would not be sent: {refused}", file=sys.stderr)
+        print(f"nothing was sent; `stepdistill audit {run}`, which a push has to pass, was not run", file=sys.stderr)
         return
     sent = []
     for address in send(

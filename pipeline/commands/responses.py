@@ -160,6 +160,7 @@ def responses_export(
         print(json.dumps(asdict(done)), file=said)
         return
     left = f"; {done.unanswered:,} requests have no answer" if done.unanswered else ""
+    left += f"; {done.revoked:,} revoked answers left out" if done.revoked else ""
     left += f"; {done.behind_a_gap:,} answers left out, whose earlier sample has none" if done.behind_a_gap else ""
     print(f"{target}: {done.rows:,} prompts, {done.answers:,} completions{left}", file=said)
 

@@ -48,11 +48,17 @@ def plan(config: ConfigOption = DEFAULT, settings: SetOption = None, as_json: Js
     from dataclasses import asdict
 
     from pipeline import provenance, results
-    from pipeline.config import load, verify
+    from pipeline.config import load, permit, verify
+    from pipeline.files import InputError
 
     loaded = load(config, settings or [])
     verify(loaded)
     steps = provenance.plan(loaded)
+    refused = None
+    try:
+        permit(loaded, [step.stage for step in steps if step.runs])
+    except InputError as error:
+        refused = str(error)
     samples = any(step.stage == "sample" and step.runs for step in steps)
     estimate = results.estimate(loaded) if samples else None
     if as_json:
@@ -60,6 +66,7 @@ def plan(config: ConfigOption = DEFAULT, settings: SetOption = None, as_json: Js
             {
                 "stages": [{"stage": step.stage, "runs": step.runs, "reasons": step.reasons} for step in steps],
                 "teacher": asdict(estimate) if estimate else None,
+                "refused": refused,
             }
         )
         return
@@ -67,6 +74,8 @@ def plan(config: ConfigOption = DEFAULT, settings: SetOption = None, as_json: Js
         ("stage", "", "why"),
         [(step.stage, "runs" if step.runs else "unchanged", "; ".join(step.reasons)) for step in steps],
     )
+    if refused is not None:
+        print(f"run would be refused: {refused}")
     if estimate is None or not estimate.to_ask:
         stored = f"; {estimate.stored:,} requests are answered in the store" if estimate else ""
         print(f"teacher: nothing to ask{stored}")

@@ -108,6 +108,7 @@ def _text(shown: View, metrics: evaluate.Metrics | None) -> list[str]:
             ("setting", "value"),
             [
                 ("base model", _base(shown)),
+                *_start(shown),
                 ("layers kept", setting(shown, "train", "student", "layers") or "all"),
                 *((name, value) for name in RECIPE if (value := setting(shown, "train", name)) is not None),
                 *(
@@ -135,6 +136,19 @@ def _text(shown: View, metrics: evaluate.Metrics | None) -> list[str]:
         "- It knows the one task that it was trained on, in the words of its training rows.",
         "- It repeats the teacher's errors and biases, and adds its own; a rationale that it writes need not be the reason for its label.",
         "- Intervals speak of other rows from the same source, not of other training seeds.",
+    ]
+
+
+def _start(shown: View) -> list[tuple[str, Any]]:
+    """What is known of the base model beside its identity: its licence, and which files or commit it was."""
+    facts = part(shown.results["train"].manifest.models, "student")
+    return [
+        ("licence of the base model", part(facts, "license") or "unknown"),
+        *(
+            (what, found)
+            for name, what in (("revision", "commit of the base model"), ("files", "its files, SHA-256"))
+            if (found := part(facts, name)) and found != part(_base(shown), name)
+        ),
     ]
 
 

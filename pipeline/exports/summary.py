@@ -45,7 +45,8 @@ def _general(shown: View) -> list[str]:
     student = part(shown.results["train"].manifest.identities, "student") if "train" in shown.results else None
     tokens = detail(shown, "train", "target_tokens")
     size = sum(file.bytes for file in shards(shown.shard))
-    rows = ", ".join(f"{number:,} {split}" for split, number in rows_by_split(shown).items()) or "none"
+    counted = " and ".join(f"{number:,} {split}" for split, number in rows_by_split(shown).items())
+    rows = f"{counted} rows, {size:,} bytes of JSON lines{_tokens(tokens)}" if counted else "no rows"
     return [
         "SUMMARY OF TRAINING CONTENT",
         "after the template of the European Commission of 24 July 2025 (Article 53(1)(d) of Regulation (EU) 2024/1689)",
@@ -67,9 +68,9 @@ def _general(shown: View) -> list[str]:
         "",
         "1.3 Modalities, overall training data size and other characteristics",
         "    Modality: text",
-        f"    Training data size: less than 1 billion tokens ({rows} rows, {size:,} bytes of JSON lines{_tokens(tokens)})"
+        f"    Training data size: less than 1 billion tokens ({rows})"
         if size < 10**9
-        else f"    Training data size: {rows} rows, {size:,} bytes of JSON lines{_tokens(tokens)}; range of tokens: {OPEN}",
+        else f"    Training data size: {rows}; range of tokens: {OPEN}",
         f"    Types of content: inputs of one task and a model's answers to them ({_line(fact(setting(shown, 'shard', 'targets')))})",
         f"    Latest date of data acquisition: {OPEN}",
         "    Is the model trained on new data after its release? no",

@@ -162,23 +162,21 @@ def repetition(
 
 def _loop(own: Sequence[str], in_a_row: int) -> str | None:
     """The first of the shortest loops."""
-    counts = Counter(own)
-    if max(counts.values()) < in_a_row:
-        return None
-    often = {word for word, count in counts.items() if count >= in_a_row}
-    if bytes(map(often.__contains__, own)).find(b"\1" * in_a_row) < 0:
-        return None  # a loop is made of such words alone
     for length in range(1, LONGEST_LOOP + 1):
+        # Of the words in a row that a loop has the same as those ``length`` before them, one stands at a multiple of ``step``.
+        step = length * (in_a_row - 1)
+        if not any(map(eq, own[::step], own[length::step])):
+            continue
         # A byte for each word: whether it is the same as the one ``length`` words before it.
         same = bytes(map(eq, own, own[length:]))
-        start = same.find(b"\1" * (length * (in_a_row - 1)))
+        start = same.find(b"\1" * step)
         while start >= 0:
             end = same.find(b"\0", start)
             times = ((len(same) if end < 0 else end) - start) // length + 1
             turn = own[start : start + length]
             if times >= SUMMED or "=" in turn or (_SUM.isdisjoint(turn) and any(map(str.isalpha, turn))):
                 return f"the words {quoted(' '.join(turn))} stand there {times} times in a row"
-            start = -1 if end < 0 else same.find(b"\1" * (length * (in_a_row - 1)), end)
+            start = -1 if end < 0 else same.find(b"\1" * step, end)
     return None
 
 

@@ -46,7 +46,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import AfterValidator, Field, JsonValue
 
 from pipeline import embedded
-from pipeline.files import InputError, RunError, plain
+from pipeline.files import InputError, RunError, plain, private
 from pipeline.prompts import FAILURES
 from pipeline.teachers import completions
 from pipeline.teachers.contract import Answer, Common, Failure, Request, Sampling, Teacher, further
@@ -486,7 +486,7 @@ class _Line:
             finally:
                 self.slots.release()
             tries += 1
-            problem = plain(self.hide(reply.problem))
+            problem = plain(private(self.hide(reply.problem)))
             if reply.status == TOO_MANY:
                 self._slow_down(sent, reply.retry_after)
                 refused = problem
