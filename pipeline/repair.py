@@ -43,6 +43,7 @@ from pipeline.files import (
 from pipeline.records import Manifest, OutputFile, Prompt
 from pipeline.requests import all_requests, resolve
 from pipeline.responses import Answered
+from pipeline.revocations import why_not
 from pipeline.stages import STAGES
 
 COSTLY: Final = ("train", "evaluate")
@@ -451,7 +452,8 @@ def _unanswered(config: Config, stage: str, *, dry_run: bool) -> dict[str, str]:
             f"{prompt.id}#{number}": request.key
             for prompt in prompts
             for number, (_, request) in enumerate(all_requests(asking, prompt))
-            if not store.has(request.family, request.max_tokens) and request.key not in asking.revoked
+            if not store.has(request.family, request.max_tokens)
+            and why_not(asking.revoked, key=request.key, family=request.family) is None
         }
         store.close()
         return found

@@ -20,7 +20,8 @@ from typing import Final, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.files import InputError, atomic, canonical_json, plain, strict_json
-from pipeline.records import Record
+from pipeline.records import Manifest, Record
+from pipeline.responses import request_key
 
 FILE: Final = "revoked.jsonl"
 REASON: Final = "revoked"  # of the drops
@@ -115,3 +116,15 @@ def by_stage(revocations: Iterable[Revocation]) -> dict[str, Revoked]:
 def why_not(revoked: Mapping[str, str], *, key: str, family: str) -> str | None:
     """Why a request must not be asked, nor its answer be used; None where it may. ``revoked`` are keys and families, with reasons."""
     return revoked.get(key, revoked.get(family))
+
+
+def by_kind(revocations: Iterable[Revocation], manifests: Iterable[Manifest]) -> dict[str, set[str]]:
+    """What is revoked, by kind; requests also under the keys that they have in results with another ``max_tokens``."""
+    lengths = {one.settings.get("max_tokens") for one in manifests if one.stage in ("sample", "judge")}
+    found: dict[str, set[str]] = {}
+    for one in revocations:
+        ids = found.setdefault(one.kind, set())
+        ids.add(one.id)
+        if one.family is not None:
+            ids |= {request_key(one.family, length) for length in lengths if type(length) is int}
+    return found

@@ -23,8 +23,7 @@ from pipeline import damaged, lineage, outputs, responses
 from pipeline.files import InputError, RunError, held_alone, plain, private
 from pipeline.progress import bar
 from pipeline.records import Manifest, Source
-from pipeline.responses import request_key
-from pipeline.revocations import FILE, Revocation, read, write
+from pipeline.revocations import FILE, Revocation, by_kind, read, write
 from pipeline.runner import LOCK
 from pipeline.sources import HUB
 from pipeline.stages import STAGES
@@ -199,13 +198,7 @@ def held(run: Path, revocations: Iterable[Revocation]) -> list[Reached]:
 
 
 def _held(run: Path, every: list[tuple[Path, Manifest]], revocations: list[Revocation], named: _Named) -> list[Reached]:
-    bad: dict[str, set[str]] = {}
-    lengths = {manifest.settings.get("max_tokens") for _, manifest in every if manifest.stage in ("sample", "judge")}
-    for one in revocations:
-        ids = bad.setdefault(one.kind, set())
-        ids.add(one.id)
-        if one.family is not None:
-            ids |= {request_key(one.family, length) for length in lengths if type(length) is int}
+    bad = by_kind(revocations, (manifest for _, manifest in every))
     found: dict[Path, Reached] = {}
     results = [(folder, manifest) for folder, manifest in every if bad and manifest.stage != "evaluate"]
     total = sum(file.rows or 0 for _, manifest in results for file in manifest.outputs)

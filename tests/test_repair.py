@@ -421,7 +421,7 @@ def test_where_a_stage_cannot_run_what_was_there_is_put_back(upgraded: Path, mon
 
 def student(job: outputs.Job, **settings: Any) -> Generator[Trained, None, Totals]:
     """Stands in for training."""
-    (job.folder / "student.txt").write_text("weights\n")
+    (job.folder / "metrics.jsonl").write_text("{}\n")
     rows = [*outputs.read(job.inputs["shard"], TrainingRow)]
     for row in rows:
         yield Trained(id=row.id, example=row.example, task=row.task, split=row.split, tokens=2)
@@ -441,14 +441,14 @@ def test_a_student_is_trained_again_for_the_reason_that_it_was_trained_for(
     folder = project.parent / "runs/small"
     before = content(folder)
     upgrade(monkeypatch)
-    (weights,) = folder.glob("train/*/student.txt")
-    weights.write_text("other\n")
+    (weights,) = folder.glob("train/*/metrics.jsonl")
+    weights.write_text("[]\n")
     (step,) = repair(load(project), dry_run=True, train=True).steps
     assert step.outcome == "rebuilt"
     done = repair(load(project), train=True)
     assert not done.findings
     assert content(folder) == before
-    (weights,) = folder.glob("train/*/student.txt")
+    (weights,) = folder.glob("train/*/metrics.jsonl")
     weights.with_name(outputs.MANIFEST).write_text("{")  # nobody knows the reason any more
     harmed = content(folder)
     shutil.rmtree(folder / "damaged")

@@ -7,7 +7,7 @@ from pipeline import lineage
 from pipeline.audits import Audited, Finding
 from pipeline.files import InputError, RunError, plain
 from pipeline.outputs import MANIFEST
-from pipeline.revocations import FILE, HANDLED_BY, read
+from pipeline.revocations import FILE, HANDLED_BY, by_kind, read
 
 SHOWN: Final = 20  # revocations of a result that are named
 
@@ -26,9 +26,7 @@ def check(audited: Audited) -> Iterator[Finding]:
     _note_forgotten(audited, {(one.kind, name) for one in revocations for name in (one.id, one.family) if name})
     if not revocations:
         return
-    bad: dict[str, set[str]] = {}
-    for one in revocations:
-        bad.setdefault(one.kind, set()).add(one.id)
+    bad = by_kind(revocations, (result.manifest for result in audited.results.values()))
     results = [result for stage, result in audited.results.items() if stage != "evaluate"]
     try:
         for _, _, hit in lineage.reached(results, bad):
