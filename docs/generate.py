@@ -35,7 +35,10 @@ def stage_table() -> str:
 
 
 def unproven() -> str:
-    return "\n".join(["| what | why |", "|---|---|", *(f"| {name} | {reason} |" for name, reason in UNPROVEN.items())]) + "\n"
+    return (
+        "\n".join(["| what | why |", "|---|---|", *(f"| {name} | {reason} |" for name, reason in UNPROVEN.items())])
+        + "\n"
+    )
 
 
 def between(page: str, name: str, made: str) -> str:
