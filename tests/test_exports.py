@@ -470,3 +470,13 @@ def test_o_names_another_file_and_formats_are_told(run: Path, tmp_path: Path) ->
         list(export(run, "model-card"))
     with pytest.raises(InputError, match="no finished shards"):
         list(export(tmp_path, "summary"))
+
+
+def test_a_licence_that_is_stated_after_ingest_ran_stands_in_the_cards(tmp_path: Path) -> None:
+    project = write_project(tmp_path / "project")
+    pipeline.run(project)
+    project.write_text(project.read_text().replace("  name: small\n", "  name: small\n  license: CC-BY-4.0\n"))
+    assert [outcome.stage for outcome in pipeline.run(project) if outcome.ran] == ["shard"]
+    (path,) = export(project.parent / "runs/small", "data-card")
+    assert "CC-BY-4.0" in path.read_text()
+    assert list(audit(project.parent / "runs/small")) == []

@@ -173,8 +173,10 @@ def made_by(shown: View) -> list[str]:
 
 
 def inputs(shown: View) -> list[Source]:
-    """Where the inputs came from."""
-    return shown.results["ingest"].manifest.sources if "ingest" in shown.results else []
+    """Where the inputs came from, under the licence that was stated when the shards were made: it may have come after ingest ran."""
+    found = shown.results["ingest"].manifest.sources if "ingest" in shown.results else []
+    stated = setting(shown, "shard", "license")
+    return [one.model_copy(update={"license": stated}) for one in found] if isinstance(stated, str) else list(found)
 
 
 def named(model: Model) -> str:
