@@ -132,21 +132,31 @@ def _mark(annotation: Any, kind: type[Any]) -> Any:
 
 
 def agreements(audited: Audited, result: Result) -> Iterator[str]:
-    """Whether judge ran is what its parents say; noted is where a stage was told something else of the task than those before it.
+    """Whether judge ran is what its parents say, and whether a student is measured on the eval rows that its own were compared with.
 
-    That is so where stages.yaml was changed and later stages alone were run: each result was made by its own settings, and is
-    compared with what these make.
+    Noted is where a stage was told something else of the task than those before it: so it is where stages.yaml was changed and later
+    stages alone were run. Each result was made by its own settings, and is compared with what these make.
     """
     mine = dict(_facts(result))
     before = list(audited.before(result))
     for name, other in before:
         for path, value in _facts(other):
-            if path in mine and not _alike(path, mine[path], value):
-                told = f"settings: {path} is not what {name} was told, or has"
-                audited.notes.append(Finding(result.folder / outputs.MANIFEST, told))
+            if path not in mine or _alike(path, mine[path], value):
+                continue
+            if path == "eval_sets":
+                yield from _other_eval_sets(mine[path], value, name)
+            told = f"settings: {path} is not what {name} was told, or has"
+            audited.notes.append(Finding(result.folder / outputs.MANIFEST, told))
     on = mine.get("stages.judge.on")
     if on is not None and on != any(name == "judge" for name, _ in before):
         yield "settings.judged: whether judge ran is not what its parents say"
+
+
+def _other_eval_sets(mine: Any, theirs: Any, name: str) -> Iterator[str]:
+    """Eval sets of one name with other rows: what one of the two stages says of the other's rows is worth nothing."""
+    for known in mine.keys() & theirs.keys():
+        if mine[known]["path"] != theirs[known]["path"]:
+            yield f"settings: eval_sets.{plain(known)} has not the content that {name} was told"
 
 
 def _alike(path: str, one: Any, other: Any) -> bool:
