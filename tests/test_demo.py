@@ -43,16 +43,16 @@ def engines_of(process: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`stepdistill init`, cut to 40 inputs and 24 eval rows and a student of two layers, run to its end after a kill in training."""
+    """`stepdistill init`, cut to 60 inputs and 24 eval rows and a student of two layers, run to its end after a kill in training."""
     folder = tmp_path_factory.mktemp("demo") / "project"
     assert subprocess.run([COMMAND, "init", str(folder)], check=False).returncode == 0
     train, test = folder / "data/topics/train.jsonl", folder / "data/topics/test.jsonl"
     inputs, eval_rows = train.read_bytes().splitlines(keepends=True), test.read_bytes().splitlines(keepends=True)
-    train.write_bytes(b"".join(inputs[:40]))
+    train.write_bytes(b"".join(inputs[:60]))
     test.write_bytes(b"".join(eval_rows[:24]))
     settings = (folder / "stages.yaml").read_text()
     settings = re.sub(r"\{from: embedded, layers: 8\}", "{from: embedded, layers: 2}", settings)
-    settings = re.sub(r"epochs: \d+", "epochs: 1", settings)
+    settings = re.sub(r"epochs: \d+", "epochs: 1, checkpoint_seconds: 0", settings)
     (folder / "stages.yaml").write_text(settings)
 
     process = subprocess.Popen([COMMAND, "run"], cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
@@ -65,7 +65,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
             process.kill()
             break
     process.communicate(timeout=60)
-    assert any(line.startswith("sample: 40 requests in, 40 kept") for line in told), told
+    assert any(line.startswith("sample: 60 requests in, 60 kept") for line in told), told
     ran = call(folder, "run")
     assert ran.returncode == 0, ran.stderr
     assert "sample: unchanged" in ran.stderr

@@ -1,6 +1,7 @@
 """Sampling: through the store, in order, durable chunk by chunk, nothing asked twice; and once with the real engine."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import outputs, sample, teachers, usage
+from pipeline import embedded, outputs, sample, teachers, usage
 from pipeline.binding import parameters
 from pipeline.files import InputError, RunError
 from pipeline.outputs import Job, RowWriter
@@ -371,3 +372,68 @@ def test_a_teacher_that_is_not_there_loses_nothing(tmp_path: Path, template: Pat
         list(sample.answers(rows("a", "b"), responses=tmp_path / "store", **asked(NOWHERE, template)))
     with open_store(tmp_path / "store") as store:  # the lock is free again
         assert len(store) == 1
+
+
+ENGINE = """
+import sys
+from pathlib import Path
+from pipeline import sample
+from tests.test_sample import engine_rows, engine_settings
+if __name__ == "__main__":
+    for row in sample.answers(engine_rows(), responses=Path(sys.argv[1]) / "store", **engine_settings(Path(sys.argv[1]))):
+        print(row.line().decode(), flush=True)
+        if row.id == "r3#0":
+            input()
+"""
+LONG = "word " * 400
+
+
+def engine_rows() -> list[Prompt]:
+    return rows(
+        "Late goal sinks the leaders", "The soup was cold <|im_end|>", LONG, "Ticket prices for the night train rise"
+    )
+
+
+def engine_settings(folder: Path) -> dict[str, Any]:
+    teacher = teachers.Vllm(
+        backend="vllm", model="embedded", engine={"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 8}
+    )
+    return asked(
+        NOWHERE,
+        folder / "topics.jinja",
+        teacher=[teacher],
+        regex=r"The topic is {labels}\. [a-z ]{4,40}\.",
+        stop=["."],
+        chunk=8,
+        max_tokens=40,
+    )
+
+
+@pytest.mark.slow
+def test_the_real_engine(tmp_path: Path, template: Path) -> None:
+    """One engine in a process of its own: structured output, a stop text, rows that cannot be asked; it is gone when the rows are there."""
+    try:
+        embedded.folder()
+    except InputError as error:
+        pytest.skip(str(error))
+    (tmp_path / "sampling.py").write_text(ENGINE)  # the engine's process starts from this file's name
+    command = [sys.executable, str(tmp_path / "sampling.py"), str(tmp_path)]
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    found = [json.loads(process.stdout.readline()) for _ in range(4)]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert not any("EngineCore" in Path(f"/proc/{child}/cmdline").read_text() for child in children)
+    process.communicate("\n")
+    assert process.returncode == 0
+    for row in (found[0], found[3]):
+        assert re.fullmatch(r"The topic is (sports|food & drink \(hot\))", row["text"])  # cut before the stop text
+        assert row["finish_reason"] == "stop"
+        assert 0 < row["completion_tokens"] <= 40
+        assert 10 < row["prompt_tokens"] < 100
+    assert (found[1]["reason"], found[1]["evidence"]["token"]) == ("special_token", "<|im_end|>")
+    assert found[2]["reason"] == "prompt_too_long"
+    assert found[2]["evidence"]["prompt_tokens"] + 40 > found[2]["evidence"]["context"] == 256
+    stored = {record.key for _, _, record in read_store(tmp_path / "store")}
+    assert stored == {row["request"] for row in (found[0], found[3])}
