@@ -89,8 +89,8 @@ def audit(
     """What is wrong in a run folder, with file and row; nothing when all is well.
 
     ``full`` also derives every row again, and checks finished results that are no longer in force; ``recompute`` does that and runs the
-    filters again that need the whole corpus; ``sample`` follows only so many shard
-    rows back (files are always read in full). ``keys`` are public keys that the auditor trusts. Raises InputError where there is no run.
+    filters again that need the whole corpus; ``sample`` follows only so many shard rows back (files are always read in full). ``keys`` are
+    public keys that the auditor trusts. Raises InputError where there is no run.
     """
     with auditing(run, full=full, recompute=recompute, sample=sample, seed=seed, keys=keys) as (audited, findings):
         yield from findings
