@@ -41,7 +41,12 @@ CARD = "README.md"  # in the stage's folder
 LABEL_PREFIX = "[label] "
 RATIONALE_PREFIX = "[rationale] "
 RESPONSE_PREFIX = ""
-PREFIXES: Mapping[Target, str] = {"label": LABEL_PREFIX, "rationale": RATIONALE_PREFIX, "response": RESPONSE_PREFIX}
+PREFIXES: Mapping[Target, str] = {
+    "label": LABEL_PREFIX,
+    "rationale": RATIONALE_PREFIX,
+    "response": RESPONSE_PREFIX,
+    "chain_of_thought": RESPONSE_PREFIX,
+}
 SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 
 Source = Literal["vote", "gold", "teacher"]

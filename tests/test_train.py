@@ -20,7 +20,8 @@ from pipeline.files import InputError, RunError
 from pipeline.outputs import Job
 from pipeline.records import Drop, Trained, TrainingRow
 from pipeline.student import StudentSettings, completion_ids, cut, evenly_spaced, identity, load, prompt_ids
-from pipeline.train import encode, read_shards, train, train_on_shards
+from pipeline.encoding import Encoding, encode
+from pipeline.train import read_shards, train, train_on_shards
 
 ROOT = Path(__file__).parents[1]
 LAYERS = 2
@@ -110,11 +111,23 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(shards: Path, out: Path, student: Path, **given: Any) -> dict[str, Any]:
     """What the command line does: check the settings, then train."""
     given = {"student": str(student), "precision": "float32", "batch_size": 4, "epochs": 1, "log_every": 1, **given}
-    targets = given.pop("targets", None)
     given.setdefault("accept_terms", "the rows are made up")
-    values = {"task.targets": targets, "stages.sample.teacher.terms": None}
+    values = {"task.targets": None, "stages.parse.label_type": None, "stages.sample.teacher.terms": None}
     bound = bind(train, given, lookup=values.__getitem__, folder=Path.cwd())
     return train_on_shards(shards, out=out, **bound)
+
+
+def encoded(rows: list[TrainingRow], tokenizer: Any, limit: int, **more: Any) -> tuple[list[Any], dict[str, Any], int]:
+    """What became of the rows, the examples, and how many rows were cut."""
+    encoding = Encoding(
+        prompt_ids=lambda text: prompt_ids(tokenizer, text),
+        completion_ids=lambda text: completion_ids(tokenizer, text),
+        tasks=more.pop("tasks", ["label", "rationale"]),
+        max_length=limit,
+        **more,
+    )
+    found = encode(rows, encoding)
+    return found.fates, found.examples, found.cut
 
 
 def metrics(out: Path, model: str = "student", kind: str = "loss") -> list[dict[str, Any]]:
@@ -177,8 +190,11 @@ def test_metrics_hold_figures_of_the_training_and_no_times(trained: tuple[Path, 
         "learning_rate",
         "label_loss",
         "rationale_loss",
+        "label_tokens",
+        "rationale_tokens",
         "tokens",
     }
+    assert (row["label_tokens"], row["rationale_tokens"]) == (4 * 2, 4 * 18)
     assert row["epoch"] == 2
     assert row["loss"] == pytest.approx(0.5 * row["label_loss"] + 0.5 * row["rationale_loss"], rel=1e-4)
     (first, *_) = metrics(trained[0], kind="validation_loss")
@@ -188,6 +204,7 @@ def test_metrics_hold_figures_of_the_training_and_no_times(trained: tuple[Path, 
         "epoch",
         "validation_loss",
         "validation_label_loss",
+        "validation_label_accuracy",
         "validation_rationale_loss",
         "tokens",
     }
@@ -202,7 +219,8 @@ def test_the_stage_accounts_for_every_row(tmp_path: Path, shards: Path, tiny: Pa
         student=student,
         epochs=0.2,
         baseline=False,
-        targets=["label", "rationale"],
+        task_targets=["label", "rationale"],
+        label_type=None,
         output_terms={},
     )
     found = []
@@ -275,7 +293,7 @@ def test_same_settings_give_the_same_bytes(tmp_path: Path, shards: Path, tiny: P
 def test_rows_that_cannot_be_trained_on_are_dropped_with_their_examples(tiny: Path) -> None:
     _, tokenizer, _ = load(StudentSettings.model_validate({"from": str(tiny)}))
     rows = pair(0) + pair(1, rationale="long " * 20) + pair(2)[:1] + pair(3, rationale="\n")
-    fates, examples = encode(rows, ["label", "rationale"], tokenizer, 60)
+    fates, examples, _ = encoded(rows, tokenizer, 60)
     assert [fate.id for fate in fates] == [row.id for row in rows]
     assert [type(fate) for fate in fates] == [Trained] * 2 + [Drop] * 5
     drops = fates[2:]
@@ -284,18 +302,16 @@ def test_rows_that_cannot_be_trained_on_are_dropped_with_their_examples(tiny: Pa
     assert drops[0].evidence == {"tokens": sizes, "max_length": 60}
     assert drops[2].evidence == {"missing": ["rationale"]}
     assert len(examples["train"]) == 1
-    at_the_limit, _ = encode(
-        rows[:2], ["label", "rationale"], tokenizer, len("[rationale] aaaaaaaaa 0\nIt begins with a.") + 1
-    )
+    at_the_limit, *_ = encoded(rows[:2], tokenizer, len("[rationale] aaaaaaaaa 0\nIt begins with a.") + 1)
     assert [type(fate) for fate in at_the_limit] == [Trained] * 2
 
 
 def test_rows_that_contradict_one_another_stop_the_training(tiny: Path) -> None:
     _, tokenizer, _ = load(StudentSettings.model_validate({"from": str(tiny)}))
     with pytest.raises(InputError, match=r"r0/label.*twice"):
-        encode(pair(0) + pair(0), ["label", "rationale"], tokenizer, 60)
+        encoded(pair(0) + pair(0), tokenizer, 60)
     with pytest.raises(InputError, match=r"r0.*different splits"):
-        encode([pair(0)[0], pair(0, "validation")[1]], ["label", "rationale"], tokenizer, 60)
+        encoded([pair(0)[0], pair(0, "validation")[1]], tokenizer, 60)
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -401,6 +417,7 @@ def test_without_validation_rows_and_with_one_task(tmp_path: Path, tiny: Path) -
         "grad_norm",
         "learning_rate",
         "response_loss",
+        "response_tokens",
         "tokens",
     }
     assert not metrics(tmp_path / "out", kind="validation_loss")
