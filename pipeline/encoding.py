@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 import xxhash
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, TypeAdapter
 
 from pipeline.files import InputError, plain
 from pipeline.losses.soft_labels import tempered
@@ -81,7 +81,7 @@ class _Refused(NamedTuple):
 def encode(rows: Iterable[TrainingRow], encoding: Encoding) -> Encoded:
     """The rows as token sequences. An example is trained on with all its tasks or dropped with all its rows.
 
-    Raises InputError where rows contradict one another.
+    Raises InputError where rows contradict one another, or one cannot be read.
     """
     rows = list(rows)
     groups = _groups(rows)
@@ -165,4 +165,11 @@ def _example(name: str, group: Mapping[Target, TrainingRow], encoding: Encoding)
 
 def _answers(row: TrainingRow, temperature: float) -> dict[str, float]:
     """The texts that the row's task is to be answered with, and how much each counts."""
-    return tempered(row.soft, temperature) if row.soft else {row.completion: 1.0}
+    if row.distribution is None:
+        return {row.completion: 1.0}
+    try:
+        return tempered(TypeAdapter(dict[str, float]).validate_json(row.distribution, strict=True), temperature)
+    except ValueError:
+        raise InputError(
+            f"train: row {plain(row.id)}: distribution: not a JSON object of label -> probability; make the shards anew"
+        ) from None

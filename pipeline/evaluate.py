@@ -31,6 +31,7 @@ from pydantic import Field, JsonValue
 from pipeline import embedded
 from pipeline.binding import From
 from pipeline.files import InputError, atomic, write_json
+from pipeline.generate import Answer, greedy
 from pipeline.ingest import prompts as read_prompts
 from pipeline.labels import LabelType, normalise, same, value
 from pipeline.outputs import Job, Totals, read
@@ -38,7 +39,7 @@ from pipeline.parse import parse as parse_responses
 from pipeline.progress import bar, say_line
 from pipeline.records import Drop, Example, Prediction, Prompt, Record, Response, Row, Target, TrainingRow
 from pipeline.sample import answers
-from pipeline.shard import student_prompt
+from pipeline.shard import said_label, student_prompt
 from pipeline.sources import EvalSet
 from pipeline.spending import Meter
 from pipeline.student import EMBEDDED, StudentSettings, prompt_ids, quiet
@@ -154,14 +155,6 @@ class Checkpoint:
     def parameters(self) -> int:
         """How many weights it has, shared ones counted once."""
         return sum(weights.numel() for weights in self.model.parameters())
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A generated text, or None where the prompt left no room for one; ``finished`` says whether the model ended it itself."""
-
-    text: str | None
-    finished: bool
 
 
 @dataclass(frozen=True)
@@ -409,18 +402,12 @@ def device() -> str:
 def load(model: str, precision: Precision = "float32") -> Checkpoint:
     """A checkpoint folder, Hub name or ``embedded``, on the GPU where there is one. Raises InputError where it cannot be used."""
     import torch
-    from transformers import GenerationConfig
 
     try:
         with quiet():
             loaded, tokenizer, _ = load_student(StudentSettings.model_validate({"from": model}))
     except InputError as error:
         raise InputError(str(error).removeprefix("train.student: ")) from None
-    tokenizer.padding_side = "left"
-    # A checkpoint may carry sampling settings of its own; evaluation is greedy whatever they say.
-    loaded.generation_config = GenerationConfig(
-        do_sample=False, num_beams=1, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
-    )
     return Checkpoint(loaded.to(device(), getattr(torch, precision)).eval(), tokenizer)
 
 
@@ -432,31 +419,17 @@ def generate(
     max_new_tokens: int = 32,
     description: str = "generate",
 ) -> list[Answer]:
-    """One greedy answer for each text, in order. Texts of like length share a batch, padded on the left.
-
-    A text that leaves less than ``max_new_tokens`` of the model's context gets no answer.
-    """
-    import torch
-
-    if not texts:
-        return []
-    tokens = [prompt_ids(checkpoint.tokenizer, text) for text in texts]
-    longest = getattr(checkpoint.model.config, "max_position_embeddings", None)
-    fits = [index for index, ids in enumerate(tokens) if longest is None or len(ids) + max_new_tokens <= longest]
-    found = {index: Answer(None, False) for index in range(len(texts))}
-    order = sorted(fits, key=lambda index: (-len(tokens[index]), index))  # longest first: lack of memory shows at once
-    with torch.inference_mode(), bar(description, len(order)) as advance:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = checkpoint.tokenizer.pad({"input_ids": [tokens[index] for index in chosen]}, return_tensors="pt")
-            batch = batch.to(checkpoint.model.device)
-            written = checkpoint.model.generate(**batch, max_new_tokens=max_new_tokens)
-            width = batch["input_ids"].shape[1]
-            for index, ids in zip(chosen, written[:, width:].tolist(), strict=True):
-                finished = checkpoint.tokenizer.eos_token_id in ids
-                found[index] = Answer(checkpoint.tokenizer.decode(ids, skip_special_tokens=True), finished)
-            advance(len(chosen))
-    return [found[index] for index in range(len(texts))]
+    """One greedy answer for each text, in order; none for a text that leaves less than ``max_new_tokens`` of the model's context."""
+    with bar(description, len(texts)) as advance:
+        return greedy(
+            checkpoint.model,
+            checkpoint.tokenizer,
+            [prompt_ids(checkpoint.tokenizer, text) for text in texts],
+            end=checkpoint.tokenizer.eos_token_id,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            advance=advance,
+        )
 
 
 def _eval_rows(
@@ -556,7 +529,7 @@ def _ask_student(
     batch_size: int,
     max_new_tokens: int,
 ) -> _Answered:
-    task: Target = "response" if "response" in targets else "label"
+    task = asked_task(targets)
     texts = [student_prompt(task, row.prompt.input) for row in rows]
     began = time.perf_counter()
     found = generate(
@@ -564,10 +537,22 @@ def _ask_student(
     )
     speed = _speed(len(rows), time.perf_counter() - began)
     read_as = [
-        read_label(answer.text, label_type, labels, row.prompt.choices) if answer.text and answer.finished else None
+        read_label(
+            said_label(answer.text) if task == "chain_of_thought" else answer.text,
+            label_type,
+            labels,
+            row.prompt.choices,
+        )
+        if answer.text and answer.finished
+        else None
         for answer, row in zip(found, rows, strict=True)
     ]
     return _Answered(name, [answer.text for answer in found], read_as, checkpoint.parameters, speed)
+
+
+def asked_task(targets: Sequence[Target]) -> Target:
+    """The task by which a student of these targets is asked for its answer."""
+    return next((task for task in ("label", "response", "chain_of_thought") if task in targets), "label")
 
 
 def _speed(rows: int, seconds: float) -> Speed | None:

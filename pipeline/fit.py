@@ -22,6 +22,7 @@ from pipeline.files import (
     RunError,
     atomic,
     canonical_json,
+    plain,
     read_jsonl,
     strict_json,
     sync_folder,
@@ -99,6 +100,7 @@ def fit(
     """
     import torch
     from datasets import Dataset
+    from transformers import Seq2SeqTrainingArguments
     from trl import SFTConfig
 
     from pipeline.trainer import EMPTY, DecoderTrainer, EncoderDecoderTrainer, Layout, Pace, item, packs
@@ -121,10 +123,8 @@ def fit(
     attention = str(getattr(model.config, "_attn_implementation", ""))
     padding = start.tokenizer.pad_token_id
     layout = Layout(padding if padding is not None else start.end, packed, packed and attention.startswith(FLASH))
-    kind: type = SFTConfig
-    if pairs:
-        from transformers import Seq2SeqTrainingArguments as kind
-    arguments = kind(**_arguments(name, work, recipe), **({} if pairs else {"max_length": None}))
+    told = _arguments(name, work, recipe)
+    arguments: Any = Seq2SeqTrainingArguments(**told) if pairs else SFTConfig(**told, max_length=None)
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # TRL refuses transformers' way of using several in one process
     began = time.monotonic()
@@ -217,6 +217,7 @@ def _arguments(name: str, work: Path, recipe: Recipe) -> dict[str, Any]:
         "data_seed": recipe.seed,
         "bf16": computed == "bfloat16",
         "fp16": computed == "float16",
+        "ddp_find_unused_parameters": False,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "include_num_input_tokens_seen": "non_padding",
@@ -246,8 +247,6 @@ def _attend(model: Any, attention: Attention) -> None:
     try:
         model.set_attn_implementation(attention)
     except (ImportError, ValueError) as error:
-        from pipeline.files import plain
-
         raise InputError(f"train.attention: {attention}: {plain(str(error), 160)}; leave it at auto") from None
 
 

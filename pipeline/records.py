@@ -190,9 +190,9 @@ class TrainingRow(Row, frozen=True):
         float | None,
         Meta(description="entropy of the votes on its example, in bits; None without several votes of teachers"),
     ] = None
-    soft: Annotated[
-        dict[str, float] | None,
-        Meta(description="label -> probability: the distribution that is learned instead of the one completion"),
+    distribution: Annotated[
+        str | None,
+        Meta(description="label -> probability as a JSON object in a text: what is learned instead of the completion"),
     ] = None
 
 

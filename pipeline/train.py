@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import msgspec
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, TypeAdapter
 
 from pipeline import labels, terms
-from pipeline.binding import From
+from pipeline.binding import From, InputPath
 from pipeline.encoding import SPLITS, Encoded, Encoding, Fraction, TooLong, encode
-from pipeline.files import InputError, canonical_json, plain, read_jsonl, sha256, strict_json, write_json
+from pipeline.files import InputError, RunError, canonical_json, plain, read_jsonl, sha256, strict_json, write_json
 from pipeline.fit import (
     CITATION,
     METRICS,
@@ -47,6 +47,7 @@ from pipeline.fit import (
     precision as computed_in,
 )
 from pipeline.labels import LabelType
+from pipeline.launch import launch
 from pipeline.outputs import MANIFEST, Job, Totals, read_manifest
 from pipeline.progress import say_line
 from pipeline.records import Drop, Target, Trained, TrainingRow
@@ -77,6 +78,8 @@ class Plan:
     too_long: TooLong
     fraction: float
     temperature: float
+    processes: int = 1
+    accelerate: Path | None = None
 
 
 def train(
@@ -105,6 +108,8 @@ def train(
     liger: bool = False,
     attention: Attention = "auto",
     packing: bool = True,
+    processes: Positive = 1,
+    accelerate: InputPath | None = None,
     log_every: Positive = 5,
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60,
     report_to: list[str] | None = None,
@@ -115,20 +120,21 @@ def train(
 ) -> Generator[Trained | Drop, None, Totals]:
     """Train the student and, where there are labels and rationales to learn, the label-only baseline.
 
-    ``targets``: the tasks that are learned, of those that the rows have; all of them where none is named. ``alpha`` weighs the label loss
-    against the rationale loss (1: labels only); other combinations of targets weigh the same. ``temperature`` flattens (above 1) or
-    sharpens distributions over labels, where the shards have them. ``fraction``: the share of the training examples that is used; a
-    smaller one is part of a larger one with the same seed. The learning rate rises over the share ``warmup`` of all steps, then falls to
-    0. A step takes ``batch_size`` x ``accumulation`` examples, over all processes, each with all its rows. ``max_length`` counts the
+    ``targets``: the tasks that are learned, of those that the rows have; all of them where none is named. ``alpha`` weighs the label
+    loss against the rationale loss (1: labels only); other combinations of targets weigh the same. ``temperature`` flattens (above 1)
+    or sharpens distributions over labels, where the shards have them. ``fraction``: the share of the training examples that is used; a
+    smaller one is part of a larger one with the same seed. The learning rate rises over the share ``warmup`` of all steps, then falls
+    to 0. A step takes ``batch_size`` x ``accumulation`` examples, over all processes, each with all its rows. ``max_length`` counts the
     tokens of prompt and completion; None is the student's context. ``too_long``: such rows are dropped, or trained without their end.
     Validation, every ``evaluate_every`` steps or at the end of each epoch, measures losses and how many labels (or whatever the first
     target is) the student writes right; ``patience``: after so many validations without a better one training ends; ``keep``: the
     weights of the best validation, or the last. ``precision`` "auto" computes in bfloat16 where the hardware does; weights are kept in
     float32 meanwhile. ``compile`` (torch.compile), ``liger`` (Liger kernels), ``attention`` and ``gradient_checkpointing`` pass through
-    to transformers. ``packing``: sequences of unlike length share rows. ``log_every`` counts steps; a checkpoint is made at a logged step
-    when the last is older than ``checkpoint_seconds``. ``report_to`` names transformers' integrations ("tensorboard", "wandb").
-    ``accept_terms``: why it is trained on outputs of a teacher whose terms forbid that, or are unknown. Raises InputError where student,
-    rows or settings cannot be used, and without a reason where terms ask for one.
+    to transformers. ``packing``: sequences of unlike length share rows. ``processes``: so many on this machine, which share each step;
+    ``accelerate``: a file that `accelerate config` wrote, for FSDP, DeepSpeed or several machines. ``log_every`` counts steps; a
+    checkpoint is made at a logged step when the last is older than ``checkpoint_seconds``. ``report_to`` names transformers'
+    integrations ("tensorboard", "wandb"). ``accept_terms``: why it is trained on outputs of a teacher whose terms forbid that, or are
+    unknown. Raises InputError where student, rows or settings cannot be used, and without a reason where terms ask for one.
     """
     permitted({"output_terms": output_terms, "accept_terms": accept_terms})
     for condition in terms.conditions(output_terms):
@@ -165,6 +171,8 @@ def train(
         too_long=too_long,
         fraction=fraction,
         temperature=temperature,
+        processes=processes,
+        accelerate=accelerate,
     )
     fates, details = _train(rows, plan, job.folder, shards, baseline=baseline)
     yield from fates
@@ -279,7 +287,8 @@ def _train(
     if baseline and {"label", "rationale"} <= set(plan.tasks):
         wanted[BASELINE] = {"label": 1.0}
     with quiet():
-        start, encoded = prepare(rows, plan)
+        first, encoded = prepare(rows, plan)
+        start: Start | None = first
         found: dict[str, JsonValue] = {}
         for name, weights in wanted.items():
             if not (out / name).is_dir():
@@ -339,32 +348,48 @@ def _start(plan: Plan) -> Start:
 
 
 def _fit(
-    name: str,
-    weights: Mapping[Target, float],
-    start: Start,
-    encoded: Encoded,
-    plan: Plan,
-    out: Path,
-    shards: Path,
+    name: str, weights: Mapping[Target, float], start: Start, encoded: Encoded, plan: Plan, out: Path, shards: Path
 ) -> None:
+    """Train one model in this process, or in several others."""
     say_line(f"train {name}: computes in {computed_in(plan.recipe.precision)}")
+    if plan.processes > 1 or plan.accelerate is not None:
+        job = Shared(name, {**weights}, plan, out, shards)
+        launch(TypeAdapter(Shared).dump_json(job), out / f"checkpoints-{name}", plan.processes, plan.accelerate)
+        if not (out / name).is_dir():
+            raise RunError(f"train {name}: its processes ended without a model; what they said stands above")
+        return
+    fit_here(name, weights, start, encoded, plan, out, shards)
+
+
+def fit_here(
+    name: str, weights: Mapping[Target, float], start: Start, encoded: Encoded, plan: Plan, out: Path, shards: Path
+) -> None:
+    """Train one model, this process being the only one or one of several that do the same."""
 
     def save(model: "PreTrainedModel", folder: Path) -> None:
         model.save_pretrained(folder)
         start.tokenizer.save_pretrained(folder)
 
-    fit(
-        name,
-        weights,
-        plan.tasks,
-        encoded.examples,
-        start,
-        out,
-        plan.recipe,
-        citation(shards),
-        _judge(plan),
-        save,
-    )
+    fit(name, weights, plan.tasks, encoded.examples, start, out, plan.recipe, citation(shards), _judge(plan), save)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What each of several processes is told of the training that they share."""
+
+    name: str
+    weights: dict[Target, float]
+    plan: Plan
+    out: Path
+    shards: Path
+
+
+def share(job: bytes) -> None:
+    """Be one of the processes of a training. Raises InputError and RunError as `train` does."""
+    told = TypeAdapter(Shared).validate_json(job)
+    with quiet():
+        start, encoded = prepare(read_shards(told.shards), told.plan)
+        fit_here(told.name, told.weights, start, encoded, told.plan, told.out, told.shards)
 
 
 def _judge(plan: Plan) -> Callable[[str, str], bool] | None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
@@ -141,7 +141,7 @@ class Order(torch.utils.data.Sampler[int]):
         yield from [self.empty] * (len(self) - self.examples)
 
 
-class _StepByStep:
+class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
     """What both trainers share; it stands before one of transformers' trainers in a class's bases."""
 
     loss_is_scaled_for_ga = True  # the loss is divided by the sums of the whole step, below
@@ -165,7 +165,7 @@ class _StepByStep:
         """
         args.remove_unused_columns = False
         super().__init__(args=args, data_collator=self._collate, **kwargs)
-        self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
+        self.remove_callback(PrinterCallback)
         self.tasks = list(weights)
         self.examples, self.validation, self.right, self.end, self.layout = examples, validation, right, end, layout
         self.longest_answer = max((one.targets for example in validation for one in example.sequences), default=0)
@@ -175,7 +175,6 @@ class _StepByStep:
             None  # when the last figures were logged, and the tokens read until then
         )
         self._predicting: torch.Tensor | None = None
-        self.model: Any = self.model
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep_predicting)
 
     def _collate(self, items: Sequence[Mapping[str, Any]]) -> Batch:
@@ -247,7 +246,7 @@ class _StepByStep:
             found[f"{metric_key_prefix}_{self.tasks[0]}_accuracy"] = right / len(self.validation)
         found = {f"{metric_key_prefix}_loss": (self._weights * means).sum().item(), **found}
         self.log(found)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         self._since = None  # what validating takes is no part of the training's speed
         return found
 
@@ -274,12 +273,12 @@ class _StepByStep:
         self._plain_log(logs)
 
     def _plain_log(self, logs: dict[str, float]) -> None:
-        super().log(logs)  # type: ignore[misc]
+        super().log(logs)
 
     @property
     def tokens_before(self) -> int:
         """Tokens that were read before this start of the training."""
-        return int(self._initial_num_input_tokens_seen)  # type: ignore[attr-defined]
+        return int(self._initial_num_input_tokens_seen)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: a checkpoint here is only there to go on from."""
@@ -318,7 +317,7 @@ class _StepByStep:
         assert self.right is not None
         said = greedy(
             self.accelerator.unwrap_model(self.model),
-            self.processing_class,  # type: ignore[attr-defined]
+            self.processing_class,
             [example.prompt for example in examples],
             end=self.end,
             batch_size=2 * self.args.per_device_eval_batch_size,
@@ -372,7 +371,7 @@ def packs(model: Any) -> bool:
         return False
     finally:
         model.train(training)
-    return torch.allclose(together.float(), torch.cat(apart).float(), atol=1e-3, rtol=1e-3)
+    return bool(torch.allclose(together.float(), torch.cat(apart).float(), atol=1e-3, rtol=1e-3))
 
 
 class Pace(TrainerCallback):  # type: ignore[misc, unused-ignore]

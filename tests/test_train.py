@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.binding import Problem, bind
+from pipeline.encoding import Encoding, encode
 from pipeline.files import InputError, RunError
 from pipeline.outputs import Job
 from pipeline.records import Drop, Trained, TrainingRow
 from pipeline.student import StudentSettings, completion_ids, cut, evenly_spaced, identity, load, prompt_ids
-from pipeline.encoding import Encoding, encode
 from pipeline.train import read_shards, train, train_on_shards
 
 ROOT = Path(__file__).parents[1]
