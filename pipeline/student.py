@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from pipeline import embedded, terms
+from pipeline.cut import cut
 from pipeline.files import InputError, plain, sha256
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
 SEPARATOR = "\n"
@@ -122,52 +123,6 @@ def load(student: StudentSettings) -> "tuple[PreTrainedModel, PreTrainedTokenize
     if student.layers is not None:
         model = cut(model, student.layers, name)
     return model, tokenizer, stored
-
-
-def cut(model: "PreTrainedModel", layers: int | list[int], name: str = "model") -> "PreTrainedModel":
-    """A model with some of ``model``'s layers: so many, evenly spaced with the first and the last among them, or those listed.
-
-    Embeddings, head and final norm are kept. Raises InputError where the layers are not there or cannot be told from the rest.
-    """
-    from copy import deepcopy
-
-    from torch import nn
-
-    total = getattr(model.config, "num_hidden_layers", None)
-    stacks = [path for path, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == total]
-    if total is None or len(stacks) != 1:
-        raise InputError(
-            f"train.student.layers: {name}: its layers do not stand in one list, so they cannot be cut; leave 'layers' out"
-        )
-    kept = evenly_spaced(layers, total) if isinstance(layers, int) and layers <= total else layers
-    if isinstance(kept, int) or max(kept) >= total or sorted(set(kept)) != kept:
-        raise InputError(
-            f"train.student.layers: {name} has {total} layers; give a number up to that, or rising numbers from 0 to {total - 1}"
-        )
-    config: PretrainedConfig = deepcopy(model.config)
-    config.num_hidden_layers = len(kept)
-    for field, value in config.to_dict().items():
-        if "layer" in field and isinstance(value, list) and len(value) == total:  # such as layer_types
-            setattr(config, field, [value[layer] for layer in kept])
-    smaller = type(model)(config)
-    stack = stacks[0]
-    weights = {field: value for field, value in model.state_dict().items() if not field.startswith(f"{stack}.")}
-    for new, old in enumerate(kept):
-        for field, value in model.get_submodule(f"{stack}.{old}").state_dict().items():
-            weights[f"{stack}.{new}.{field}"] = value
-    try:
-        smaller.load_state_dict(weights)
-    except RuntimeError:
-        problem = f"{name}: its layers differ from one another, so they cannot be cut; leave 'layers' out"
-        raise InputError(f"train.student.layers: {problem}") from None
-    smaller.tie_weights()
-    smaller.generation_config = model.generation_config
-    return smaller
-
-
-def evenly_spaced(count: int, total: int) -> list[int]:
-    """``count`` of the numbers 0 to ``total`` - 1, spread evenly, both ends among them (1 gives the first)."""
-    return [round(index * (total - 1) / max(count - 1, 1)) for index in range(count)]
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
