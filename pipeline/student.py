@@ -7,14 +7,14 @@
 A row's tokens are those of its prompt and a newline, then those of its completion and the end-of-sequence token. The two parts are
 tokenised apart, so that no token ever reaches over the boundary, and text that looks like a special token is taken as text.
 
-Limits: causal language models of transformers whose weights lie in safetensors files; no code from a checkpoint is run. Layers can be
-cut where they stand in one list and have like parts, which is so for the common decoders. A local folder's path starts where the
-command runs.
+Limits: causal and encoder-decoder language models of transformers whose weights lie in safetensors files; no code from a checkpoint is
+run. Weights are held in float32. A local folder's path starts where the command runs.
 """
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from pipeline import embedded, terms
 from pipeline.cut import cut
 from pipeline.files import InputError, plain, sha256
+from pipeline.progress import say_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,11 +85,13 @@ def facts(student: StudentSettings, identity: Mapping[str, Any]) -> dict[str, Js
 def load(student: StudentSettings) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
     """The model in float32, cut where that is asked for, its tokenizer, and the name of the type its weights were stored in.
 
-    Raises InputError where the source cannot be used as a student.
+    Whether it is an encoder-decoder is told by ``model.config.is_encoder_decoder``. A tokenizer without a pad token gets its end token as
+    one, and a line says so. Raises InputError where the source cannot be used as a student.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     name = plain(student.source)
     where: dict[str, Any] = {"trust_remote_code": False}
@@ -102,14 +105,25 @@ def load(student: StudentSettings) -> "tuple[PreTrainedModel, PreTrainedTokenize
         config = AutoConfig.from_pretrained(source, **where)
         stored = str(config.dtype or torch.float32).removeprefix("torch.")
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **where)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model, told = kind.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **where
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise InputError(f"train.student: {name}: {_problem(error)}") from None
+    if told["missing_keys"]:
+        lacking = sorted(told["missing_keys"])
+        shown = plain(", ".join(lacking[:3]), 160) + (", .." if len(lacking) > 3 else "")
         raise InputError(
-            f"train.student: {name}: cannot be loaded ({plain(str(error), 160)}); name a causal language model"
-        ) from None
+            f"train.student: {name}: {len(lacking):,} of its weights are not in its files ({shown}); name a whole language model"
+        )
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"train.student: {name}: its tokenizer has no end-of-sequence token, so it could not learn to stop"
+        )
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        raise InputError(
+            f"train.student: {name}: config.json names no decoder_start_token_id, so its decoder could not begin; add it there"
         )
     words = model.get_input_embeddings().num_embeddings
     if max(tokenizer.get_vocab().values()) >= words:
@@ -117,12 +131,27 @@ def load(student: StudentSettings) -> "tuple[PreTrainedModel, PreTrainedTokenize
             f"train.student: {name}: its tokenizer has tokens beyond the model's {words:,}; they do not belong together"
         )
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = (
-            tokenizer.eos_token
-        )  # padding is masked everywhere; this only lets batches be made of the saved student
+        tokenizer.pad_token = tokenizer.eos_token  # masked everywhere; it only lets batches be made
+        _say_once(f"train: {name} has no pad token; its end token pads")
     if student.layers is not None:
         model = cut(model, student.layers, name)
     return model, tokenizer, stored
+
+
+@cache
+def _say_once(line: str) -> None:
+    """A line on the student, which is loaded anew for each model that starts from it."""
+    say_line(line)
+
+
+def _problem(error: Exception) -> str:
+    """Why a student could not be loaded and what to do, in the words of this program where they are known."""
+    said = str(error)
+    if isinstance(error, ValueError) and "trust_remote_code" in said:
+        return "it needs code of its own, which is never run; name a model that transformers knows by itself"
+    if isinstance(error, OSError) and "model.safetensors" in said:
+        return "it has no weights in safetensors files, and others are not read: a .bin file can run code; convert them first"
+    return f"cannot be loaded ({plain(said, 160)}); name a causal or an encoder-decoder language model"
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
