@@ -219,9 +219,10 @@ def table(out: Path) -> str:
             cell["rate"],
         ][cell["seed"]] = cell
     lines = [
-        "| labels | rows | method | alpha | learning rate | seeds | accuracy, mean over seeds [95%, t] | all answers pooled [95%, Wilson] | validation |",
+        "| labels | rows | method | alpha | learning rate | seeds | accuracy, mean over seeds [95%, t] | pooled answers [95%, Wilson] | validation |",  # noqa: E501
         "|---|---|---|---|---|---|---|---|---|",
     ]
+    said = {"gold": "true", "vote": "teacher"}
     for key in sorted(groups, key=lambda key: (key[0], key[1], key[3], key[4], key[2] or 0)):
         found = groups[key]
         label, fraction, alpha, method, rate = key
@@ -229,8 +230,9 @@ def table(out: Path) -> str:
         low, high = accuracy_interval(right, rows)
         seen = statistics.mean(max(accuracy for _, accuracy, _ in cell["validation"]) for cell in found.values())
         lines.append(
-            f"| {'true' if label == 'gold' else 'teacher'} | {fraction:.0%} | {method} | {'' if alpha is None else alpha} | {rate:g} | {len(found)} | "
-            f"{across([cell['accuracy'] for cell in found.values()])} | {100 * right / rows:.1f} [{100 * low:.1f}, {100 * high:.1f}] | {100 * seen:.1f} |"
+            f"| {said[label]} | {fraction:.0%} | {method} | {'' if alpha is None else alpha} | {rate:g} | {len(found)} | "
+            f"{across([cell['accuracy'] for cell in found.values()])} | "
+            f"{100 * right / rows:.1f} [{100 * low:.1f}, {100 * high:.1f}] | {100 * seen:.1f} |"
         )
     lines += [
         "",
@@ -245,7 +247,8 @@ def table(out: Path) -> str:
         if both:
             mean, low, high = paired([(other[seed]["right"], found[seed]["right"]) for seed in both])
             lines.append(
-                f"| {'true' if label == 'gold' else 'teacher'} | {fraction:.0%} | {alpha} | {rate:g} | {len(both)} | {100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] |"
+                f"| {said[label]} | {fraction:.0%} | {alpha} | {rate:g} | {len(both)} | "
+                f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] |"
             )
     return "\n".join(lines)
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +19,11 @@ from pipeline.encoding import Encoding, encode
 from pipeline.files import InputError, RunError
 from pipeline.outputs import Job
 from pipeline.records import Drop, Trained, TrainingRow
-from pipeline.student import StudentSettings, completion_ids, cut, evenly_spaced, identity, load, prompt_ids
+from pipeline.student import StudentSettings, completion_ids, identity, load, prompt_ids
 from pipeline.train import read_shards, train, train_on_shards
+from tests.models import make_model
 
 ROOT = Path(__file__).parents[1]
-LAYERS = 2
-
-
-def make_model(folder: Path, layers: int = LAYERS, **config: Any) -> Path:
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
-    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    words.decoder = decoders.ByteLevel()
-    words.add_special_tokens(["<end>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
-    torch.manual_seed(0)
-    shape = {
-        "vocab_size": 260,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_attention_heads": 2,
-        "num_hidden_layers": layers,
-    }
-    settings = {
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 256,
-        "eos_token_id": 256,
-        "bos_token_id": None,
-        **shape,
-        **config,
-    }
-    LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -483,71 +450,6 @@ def test_a_student_can_be_named_in_one_word_or_with_its_layers() -> None:
     assert bound("owner/name") == StudentSettings.model_validate({"from": "owner/name"})
     assert bound({"from": "embedded", "layers": 8}).layers == 8
     assert bound({"from": "embedded", "layers": [0, 5]}).model_dump() == {"from": "embedded", "layers": [0, 5]}
-
-
-@given(st.integers(1, 80), st.integers(1, 80))
-def test_layers_are_spaced_evenly_with_both_ends(count: int, total: int) -> None:
-    count = min(count, total)
-    kept = evenly_spaced(count, total)
-    assert len(set(kept)) == len(kept) == count
-    assert kept == sorted(kept)
-    assert kept[0] == 0
-    assert kept[-1] == (total - 1 if count > 1 else 0)
-    steps = [after - before for before, after in pairwise(kept)]
-    assert not steps or max(steps) - min(steps) <= 1
-
-
-def test_eight_of_thirty() -> None:
-    assert evenly_spaced(8, 30) == [0, 4, 8, 12, 17, 21, 25, 29]
-
-
-def test_cutting_keeps_the_chosen_layers_and_everything_else(tmp_path: Path) -> None:
-    import torch
-
-    model, _, _ = load(StudentSettings.model_validate({"from": str(make_model(tmp_path / "six", layers=6))}))
-    small = cut(model, [0, 3, 5])
-    assert small.config.num_hidden_layers == len(small.model.layers) == 3
-    for new, old in enumerate([0, 3, 5]):
-        pairs = zip(small.model.layers[new].parameters(), model.model.layers[old].parameters(), strict=True)
-        assert all(torch.equal(one, other) for one, other in pairs)
-    assert torch.equal(small.model.embed_tokens.weight, model.model.embed_tokens.weight)
-    assert small.lm_head.weight is small.model.embed_tokens.weight
-    words = torch.arange(9)[None]
-    with torch.no_grad():
-        assert torch.equal(cut(model, 6)(words).logits, model(words).logits)
-        assert small(words).logits.isfinite().all()
-        assert (
-            small.generate(words, max_new_tokens=3, do_sample=False, pad_token_id=0).shape[1] <= 12
-        )  # the cache knows its layers
-    small.save_pretrained(tmp_path / "three")
-    again, _, _ = load(
-        StudentSettings.model_validate({"from": str(shutil.copytree(tmp_path / "six", tmp_path / "names"))})
-    )
-    assert again.config.num_hidden_layers == 6
-
-
-def test_settings_of_single_layers_follow_the_cut(tmp_path: Path) -> None:
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
-    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
-    shape = {
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-    }
-    model = Gemma3ForCausalLM(Gemma3TextConfig(**shape, num_hidden_layers=4, layer_types=kinds, sliding_window=4))
-    small = cut(model, [0, 3])
-    assert small.config.layer_types == ["sliding_attention", "full_attention"]
-
-
-@pytest.mark.parametrize("layers", [7, [0, 6], [3, 1], [2, 2]])
-def test_layers_that_are_not_there_are_refused(tmp_path: Path, layers: int | list[int]) -> None:
-    make_model(tmp_path / "six", layers=6)
-    with pytest.raises(InputError, match="has 6 layers"):
-        load(StudentSettings.model_validate({"from": str(tmp_path / "six"), "layers": layers}))
 
 
 def test_the_identity_follows_the_files(tmp_path: Path, tiny: Path) -> None:
