@@ -28,6 +28,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,13 @@ def cells(part: str, *, seeds: int, steps: int, rate: float) -> Iterator[dict[st
         for other in RATES:
             yield from ({**plain, "method": method, "rate": other} for method in METHODS)
         return
+    if part == "main":
+        for fraction, seed in product((0.25, 1.0), range(seeds)):
+            yield from ({**plain, "method": method, "fraction": fraction, "seed": seed} for method in METHODS)
+        return
     for seed in range(seeds):
         start = {**plain, "seed": seed}
-        if part == "main":
-            for fraction in (0.25, 1.0):
-                yield from ({**start, "method": method, "fraction": fraction} for method in METHODS)
-        elif part == "alpha":
+        if part == "alpha":
             yield from ({**start, "method": "step by step", "alpha": alpha} for alpha in (0.1, 0.9))
         elif part == "teacher":
             yield from ({**start, "method": method, "label": "vote"} for method in METHODS)
@@ -72,12 +74,13 @@ def train_cell(cell: dict[str, Any], folder: Path, student: str, task: str) -> d
     """Train and test one cell; its figures, and which test rows it has right."""
     import pipeline.config
     from pipeline import labels
+    from pipeline.formats import Format
     from pipeline.generate import greedy
     from pipeline.ingest import prompts
     from pipeline.project import train_alone
     from pipeline.records import Prompt
     from pipeline.shard import student_prompt
-    from pipeline.student import StudentSettings, load, prompt_ids
+    from pipeline.student import StudentSettings, load
     from pipeline.train import read_shards
 
     rows = Path(cell["shards"])
@@ -104,7 +107,7 @@ def train_cell(cell: dict[str, Any], folder: Path, student: str, task: str) -> d
         eval_set.path, input=eval_set.input or "", gold=eval_set.gold, choices=eval_set.choices, id=eval_set.id
     )
     test = [row for row in given_rows if isinstance(row, Prompt)]
-    asked = [prompt_ids(tokenizer, student_prompt("label", row.input)) for row in test]
+    asked = [Format().prompt_ids(tokenizer, student_prompt("label", row.input)) for row in test]
     said = greedy(model, tokenizer, asked, end=tokenizer.eos_token_id, max_new_tokens=24)
     right = [
         answer.finished and labels.same((answer.text or "").strip(), row.gold or "", kind)  # type: ignore[arg-type]

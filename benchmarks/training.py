@@ -138,14 +138,14 @@ class Given:
 
 
 def tokens_of(shards: Path, tokenizer: Any) -> Tokens:
-    from pipeline.student import completion_ids, prompt_ids
+    from pipeline.formats import Format
 
     found: Tokens = {}
     for line in (shards / "train-00000.jsonl").read_text().split("\n")[:-1]:
         row = json.loads(line)
-        completion = completion_ids(tokenizer, row["completion"])
+        completion = Format().completion_ids(tokenizer, row["completion"])
         found.setdefault(row["example"], {})[row["task"]] = (
-            prompt_ids(tokenizer, row["prompt"]) + completion,
+            Format().prompt_ids(tokenizer, row["prompt"]) + completion,
             len(completion),
         )
     return found

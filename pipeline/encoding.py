@@ -51,7 +51,7 @@ class Encoding:
 
     ``max_length`` counts the tokens of prompt and completion. ``fraction`` is the share of the training examples that are used: those
     whose ids come first in an order that ``seed`` draws, so that a smaller share is part of a larger one. ``temperature`` is for targets
-    that are distributions.
+    that are distributions. ``apart``: an encoder reads the prompt and a decoder writes the completion, so that each may be so long.
     """
 
     prompt_ids: Tokens
@@ -62,6 +62,7 @@ class Encoding:
     fraction: float = 1.0
     seed: int = 0
     temperature: float = 1.0
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,23 +143,23 @@ def _example(name: str, group: Mapping[Target, TrainingRow], encoding: Encoding)
     if empty:
         return _Refused("empty_completion", {"empty": empty})
     sequences: list[TokenSequence] = []
-    lengths: dict[str, JsonValue] = {}
+    lengths: dict[str, int] = {}
     limit, cut = encoding.max_length, set()
     for number, task in enumerate(encoding.tasks):
         row = group[task]
         prompt = encoding.prompt_ids(row.prompt)
         for completion, share in _answers(row, encoding.temperature).items():
             said = encoding.completion_ids(completion)
-            length = len(prompt) + len(said)
-            lengths[task] = max(length, int(str(lengths.get(task, 0))))
+            length = max(len(prompt), len(said)) if encoding.apart else len(prompt) + len(said)
+            lengths[task] = max(length, lengths.get(task, 0))
             if limit is not None and length > limit and encoding.too_long == "cut":
-                said = said[: max(0, limit - len(prompt))]
+                said = said[: max(0, limit - len(prompt))] if not encoding.apart else said[:limit]
                 cut.add(task)
-                if not said:
+                if not said or len(prompt) > limit:
                     return _Refused("no_target_left", {"task": task, "prompt_tokens": len(prompt), "max_length": limit})
             sequences.append(TokenSequence(prompt + said, len(said), number, share))
-    if limit is not None and encoding.too_long == "drop" and max(len(one.ids) for one in sequences) > limit:
-        return _Refused("too_long", {"tokens": lengths, "max_length": limit})
+    if limit is not None and encoding.too_long == "drop" and max(lengths.values()) > limit:
+        return _Refused("too_long", {"tokens": {**lengths}, "max_length": limit})
     first = group[encoding.tasks[0]]
     return Example(name, sequences, encoding.prompt_ids(first.prompt), first.completion, len(cut))
 

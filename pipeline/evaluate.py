@@ -22,7 +22,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +31,7 @@ from pydantic import Field, JsonValue
 from pipeline import embedded
 from pipeline.binding import From
 from pipeline.files import InputError, atomic, write_json
+from pipeline.formats import Format
 from pipeline.generate import Answer, greedy
 from pipeline.ingest import prompts as read_prompts
 from pipeline.labels import LabelType, normalise, same, value
@@ -42,7 +43,7 @@ from pipeline.sample import answers
 from pipeline.shard import said_label, student_prompt
 from pipeline.sources import EvalSet
 from pipeline.spending import Meter
-from pipeline.student import EMBEDDED, StudentSettings, prompt_ids, quiet
+from pipeline.student import EMBEDDED, StudentSettings, quiet
 from pipeline.student import load as load_student
 from pipeline.teachers import TeacherSettings, Vllm
 
@@ -146,10 +147,11 @@ class Speeds(Record):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A causal language model with its tokenizer, ready to answer."""
+    """A language model with its tokenizer and the way it is asked, ready to answer."""
 
     model: Any
     tokenizer: Any
+    format: Format = field(default_factory=Format)
 
     @property
     def parameters(self) -> int:
@@ -408,7 +410,10 @@ def load(model: str, precision: Precision = "float32") -> Checkpoint:
             loaded, tokenizer, _ = load_student(StudentSettings.model_validate({"from": model}))
     except InputError as error:
         raise InputError(str(error).removeprefix("train.student: ")) from None
-    return Checkpoint(loaded.to(device(), getattr(torch, precision)).eval(), tokenizer)
+    folder = Path(model).expanduser()
+    plain_format = Format(encoder_decoder=bool(loaded.config.is_encoder_decoder))
+    asked = Format.read(folder) if folder.is_dir() else plain_format
+    return Checkpoint(loaded.to(device(), getattr(torch, precision)).eval(), tokenizer, asked)
 
 
 def generate(
@@ -424,8 +429,8 @@ def generate(
         return greedy(
             checkpoint.model,
             checkpoint.tokenizer,
-            [prompt_ids(checkpoint.tokenizer, text) for text in texts],
-            end=checkpoint.tokenizer.eos_token_id,
+            [checkpoint.format.prompt_ids(checkpoint.tokenizer, text) for text in texts],
+            end=checkpoint.format.end_token_id(checkpoint.tokenizer),
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             advance=advance,

@@ -28,6 +28,7 @@ from pipeline.files import (
     sync_folder,
     write_json,
 )
+from pipeline.formats import Format
 from pipeline.progress import bar, say_line
 from pipeline.records import Target
 
@@ -72,12 +73,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Start:
-    """What a training starts from: the model, its tokenizer, the type its weights were stored in, and the token that ends an answer."""
+    """What a training starts from: the model, its tokenizer, the type its weights were stored in, and how it is asked."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     stored: str
-    end: int
+    format: Format
+
+    @property
+    def end(self) -> int:
+        """The token that ends an answer."""
+        return self.format.end_token_id(self.tokenizer)
 
 
 def fit(

@@ -1,18 +1,17 @@
-"""The student before training: where it comes from, cut to fewer layers, and how rows become its tokens.
+"""The student before training: where it comes from, and how much of it is kept.
 
     student: embedded                             # or a checkpoint folder, or a name on the Hub: owner/name, owner/name@revision
     student: {from: embedded, layers: 8}          # 8 of its layers, evenly spaced, the first and the last among them
     student: {from: embedded, layers: [0, 1, 29]} # exactly these
 
-A row's tokens are those of its prompt and a newline, then those of its completion and the end-of-sequence token. The two parts are
-tokenised apart, so that no token ever reaches over the boundary, and text that looks like a special token is taken as text.
+How rows become its tokens is its `formats.Format`.
 
 Limits: causal and encoder-decoder language models of transformers whose weights lie in safetensors files; no code from a checkpoint is
 run. Weights are held in float32. A local folder's path starts where the command runs.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
-SEPARATOR = "\n"
 
 
 class StudentSettings(BaseModel):
@@ -152,24 +150,6 @@ def _problem(error: Exception) -> str:
     if isinstance(error, OSError) and "model.safetensors" in said:
         return "it has no weights in safetensors files, and others are not read: a .bin file can run code; convert them first"
     return f"cannot be loaded ({plain(said, 160)}); name a causal or an encoder-decoder language model"
-
-
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-    """The tokens that a trained student is given: those of the prompt and the separator, after the tokenizer's own start token if any."""
-    start = [tokenizer.bos_token_id] if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else []
-    return start + _ids(tokenizer, prompt + SEPARATOR)
-
-
-def completion_ids(tokenizer: "PreTrainedTokenizerBase", completion: str) -> list[int]:
-    """The tokens that the student learns to write, the end-of-sequence token last."""
-    return [*_ids(tokenizer, completion), tokenizer.eos_token_id]
-
-
-def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    found: Iterable[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
-        "input_ids"
-    ]
-    return list(found)
 
 
 def _local(source: str) -> Path | None:

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 from pydantic import Field, JsonValue, TypeAdapter
@@ -46,12 +46,13 @@ from pipeline.fit import (
 from pipeline.fit import (
     precision as computed_in,
 )
+from pipeline.formats import Format, add_prefixes
 from pipeline.labels import LabelType
 from pipeline.launch import launch
 from pipeline.outputs import MANIFEST, Job, Totals, read_manifest
 from pipeline.progress import say_line
 from pipeline.records import Drop, Target, Trained, TrainingRow
-from pipeline.student import Student, StudentSettings, completion_ids, facts, identity, load, prompt_ids, quiet
+from pipeline.student import Student, StudentSettings, facts, identity, load, quiet
 from pipeline.terms import OutputTerms
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class Plan:
     too_long: TooLong
     fraction: float
     temperature: float
+    template: Literal["text", "chat"]
+    prefixes: Literal["text", "tokens"]
     processes: int = 1
     accelerate: Path | None = None
 
@@ -86,6 +89,8 @@ def train(
     job: Job,
     *,
     student: Student = DEFAULT_STUDENT,
+    template: Literal["text", "chat"] = "text",
+    prefixes: Literal["text", "tokens"] = "text",
     targets: Annotated[list[Target], Field(min_length=1)] | None = None,
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
     temperature: Annotated[float, Field(gt=0)] = 1.0,
@@ -120,21 +125,23 @@ def train(
 ) -> Generator[Trained | Drop, None, Totals]:
     """Train the student and, where there are labels and rationales to learn, the label-only baseline.
 
-    ``targets``: the tasks that are learned, of those that the rows have; all of them where none is named. ``alpha`` weighs the label
-    loss against the rationale loss (1: labels only); other combinations of targets weigh the same. ``temperature`` flattens (above 1)
-    or sharpens distributions over labels, where the shards have them. ``fraction``: the share of the training examples that is used; a
-    smaller one is part of a larger one with the same seed. The learning rate rises over the share ``warmup`` of all steps, then falls
-    to 0. A step takes ``batch_size`` x ``accumulation`` examples, over all processes, each with all its rows. ``max_length`` counts the
-    tokens of prompt and completion; None is the student's context. ``too_long``: such rows are dropped, or trained without their end.
-    Validation, every ``evaluate_every`` steps or at the end of each epoch, measures losses and how many labels (or whatever the first
-    target is) the student writes right; ``patience``: after so many validations without a better one training ends; ``keep``: the
-    weights of the best validation, or the last. ``precision`` "auto" computes in bfloat16 where the hardware does; weights are kept in
-    float32 meanwhile. ``compile`` (torch.compile), ``liger`` (Liger kernels), ``attention`` and ``gradient_checkpointing`` pass through
-    to transformers. ``packing``: sequences of unlike length share rows. ``processes``: so many on this machine, which share each step;
-    ``accelerate``: a file that `accelerate config` wrote, for FSDP, DeepSpeed or several machines. ``log_every`` counts steps; a
-    checkpoint is made at a logged step when the last is older than ``checkpoint_seconds``. ``report_to`` names transformers'
-    integrations ("tensorboard", "wandb"). ``accept_terms``: why it is trained on outputs of a teacher whose terms forbid that, or are
-    unknown. Raises InputError where student, rows or settings cannot be used, and without a reason where terms ask for one.
+    ``template``: rows are given as text, or as the user's turn in the student's chat template. ``prefixes``: they are text, or tokens
+    of their own. ``targets``: the tasks that are learned, of those that the rows have; all of them where none is named. ``alpha``
+    weighs the label loss against the rationale loss (1: labels only); other combinations of targets weigh the same. ``temperature``
+    flattens (above 1) or sharpens distributions over labels, where the shards have them. ``fraction``: the share of the training
+    examples that is used; a smaller one is part of a larger one with the same seed. The learning rate rises over the share ``warmup``
+    of all steps, then falls to 0. A step takes ``batch_size`` x ``accumulation`` examples, over all processes, each with all its rows.
+    ``max_length`` counts the tokens of prompt and completion; None is the student's context. ``too_long``: such rows are dropped, or
+    trained without their end. Validation, every ``evaluate_every`` steps or at the end of each epoch, measures losses and how many
+    labels (or whatever the first target is) the student writes right; ``patience``: after so many validations without a better one
+    training ends; ``keep``: the weights of the best validation, or the last. ``precision`` "auto" computes in bfloat16 where the
+    hardware does; weights are kept in float32 meanwhile. ``compile`` (torch.compile), ``liger`` (Liger kernels), ``attention`` and
+    ``gradient_checkpointing`` pass through to transformers. ``packing``: sequences of unlike length share rows. ``processes``: so many
+    on this machine, which share each step; ``accelerate``: a file that `accelerate config` wrote, for FSDP, DeepSpeed or several
+    machines. ``log_every`` counts steps; a checkpoint is made at a logged step when the last is older than ``checkpoint_seconds``.
+    ``report_to`` names transformers' integrations ("tensorboard", "wandb"). ``accept_terms``: why it is trained on outputs of a teacher
+    whose terms forbid that, or are unknown. Raises InputError where student, rows or settings cannot be used, and without a reason
+    where terms ask for one.
     """
     permitted({"output_terms": output_terms, "accept_terms": accept_terms})
     for condition in terms.conditions(output_terms):
@@ -171,6 +178,8 @@ def train(
         too_long=too_long,
         fraction=fraction,
         temperature=temperature,
+        template=template,
+        prefixes=prefixes,
         processes=processes,
         accelerate=accelerate,
     )
@@ -318,14 +327,15 @@ def prepare(rows: Iterable[TrainingRow], plan: Plan) -> tuple[Start, Encoded]:
         problem = f"{plan.max_length} is more than the student's context of {context} tokens; lower it"
         raise InputError(f"train.max_length: {problem}")
     encoding = Encoding(
-        prompt_ids=lambda text: prompt_ids(start.tokenizer, text),
-        completion_ids=lambda text: completion_ids(start.tokenizer, text),
+        prompt_ids=lambda text: start.format.prompt_ids(start.tokenizer, text),
+        completion_ids=lambda text: start.format.completion_ids(start.tokenizer, text),
         tasks=plan.tasks,
         max_length=plan.max_length or context,
         too_long=plan.too_long,
         fraction=plan.fraction,
         seed=plan.recipe.seed,
         temperature=plan.temperature,
+        apart=start.format.encoder_decoder,
     )
     encoded = encode(rows, encoding)
     reasons = Counter(row.reason for row in encoded.fates if isinstance(row, Drop))
@@ -344,7 +354,14 @@ def prepare(rows: Iterable[TrainingRow], plan: Plan) -> tuple[Start, Encoded]:
 
 def _start(plan: Plan) -> Start:
     model, tokenizer, stored = load(plan.student)
-    return Start(model, tokenizer, stored, tokenizer.eos_token_id)
+    asked = Format(
+        template=plan.template,
+        prefixes=plan.prefixes,
+        tasks=tuple(plan.tasks),
+        encoder_decoder=bool(model.config.is_encoder_decoder),
+    )
+    add_prefixes(model, tokenizer, asked)
+    return Start(model, tokenizer, stored, asked)
 
 
 def _fit(
@@ -369,6 +386,7 @@ def fit_here(
     def save(model: "PreTrainedModel", folder: Path) -> None:
         model.save_pretrained(folder)
         start.tokenizer.save_pretrained(folder)
+        start.format.write(folder)
 
     fit(name, weights, plan.tasks, encoded.examples, start, out, plan.recipe, citation(shards), _judge(plan), save)
 

@@ -315,14 +315,17 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
 
     def _hits(self, examples: Sequence[Example]) -> int:
         assert self.right is not None
-        said = greedy(
-            self.accelerator.unwrap_model(self.model),
-            self.processing_class,
-            [example.prompt for example in examples],
-            end=self.end,
-            batch_size=2 * self.args.per_device_eval_batch_size,
-            max_new_tokens=self.longest_answer,
-        )
+        # A CPU would cast all weights anew for each token; so it writes in the weights' own precision.
+        kind = self.args.device.type
+        with torch.autocast(kind, enabled=kind != "cpu" and torch.is_autocast_enabled(kind)):
+            said = greedy(
+                self.accelerator.unwrap_model(self.model),
+                self.processing_class,
+                [example.prompt for example in examples],
+                end=self.end,
+                batch_size=2 * self.args.per_device_eval_batch_size,
+                max_new_tokens=self.longest_answer,
+            )
         return sum(
             answer.finished and self.right(answer.text or "", example.answer)
             for answer, example in zip(said, examples, strict=True)

@@ -11,13 +11,17 @@ CHAT = (
 )
 
 
-def make_tokenizer(special: list[str], around: str | None = None, **named: Any) -> Any:
-    """One token for each byte, and ``special`` from 256 on; ``around`` is what it puts around a text, as in "$A <end>"."""
+def make_tokenizer(special: list[str], around: str | None = None, pairs: tuple[str, ...] = (), **named: Any) -> Any:
+    """One token for each byte, then one for each of ``pairs`` of signs, then ``special``.
+
+    ``around`` is what it puts around a text, as in "$A <end>".
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
+    vocabulary = {token: index for index, token in enumerate([*alphabet, *pairs])}
+    words = Tokenizer(models.BPE(vocabulary, [(pair[0], pair[1]) for pair in pairs]))
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words.decoder = decoders.ByteLevel()
     words.add_special_tokens(special)
@@ -63,12 +67,12 @@ def make_t5(folder: Path, layers: int = LAYERS, decoder_layers: int | None = Non
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(T5Config(**settings))
     if config.get("tie_word_embeddings") is False:
-        model.lm_head.weight = torch.nn.Parameter(torch.randn(260, 32) * 0.1)
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(settings["vocab_size"], 32) * 0.1)
     return _save(folder, model, tokenizer)
 
 
 def make_bart(folder: Path, layers: int = LAYERS, decoder_layers: int | None = None, **config: Any) -> Path:
-    """A BART, whose tokenizer puts a start token before a text and an end token behind it."""
+    """A BART, whose tokenizer puts a start token before a text and an end token behind it; its head can stand apart as a T5's can."""
     import torch
     from transformers import BartConfig, BartForConditionalGeneration
 
@@ -91,8 +95,11 @@ def make_bart(folder: Path, layers: int = LAYERS, decoder_layers: int | None = N
         "forced_eos_token_id": 256,
         **config,
     }
+    apart = settings.pop("tie_word_embeddings", True) is False  # for BART it would part its two stacks' embeddings too
     torch.manual_seed(0)
     model = BartForConditionalGeneration(BartConfig(**settings))
+    if apart:
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(settings["vocab_size"], 32) * 0.1)
     return _save(folder, model, make_tokenizer(special, "<start> $A <end>", **named))
 
 

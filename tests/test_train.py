@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from pipeline.binding import Problem, bind
 from pipeline.encoding import Encoding, encode
 from pipeline.files import InputError, RunError
+from pipeline.formats import Format
 from pipeline.outputs import Job
 from pipeline.records import Drop, Trained, TrainingRow
-from pipeline.student import StudentSettings, completion_ids, identity, load, prompt_ids
+from pipeline.student import StudentSettings, identity, load
 from pipeline.train import read_shards, train, train_on_shards
 from tests.models import make_model
 
@@ -87,8 +88,8 @@ def run(shards: Path, out: Path, student: Path, **given: Any) -> dict[str, Any]:
 def encoded(rows: list[TrainingRow], tokenizer: Any, limit: int, **more: Any) -> tuple[list[Any], dict[str, Any], int]:
     """What became of the rows, the examples, and how many rows were cut."""
     encoding = Encoding(
-        prompt_ids=lambda text: prompt_ids(tokenizer, text),
-        completion_ids=lambda text: completion_ids(tokenizer, text),
+        prompt_ids=lambda text: Format().prompt_ids(tokenizer, text),
+        completion_ids=lambda text: Format().completion_ids(tokenizer, text),
         tasks=more.pop("tasks", ["label", "rationale"]),
         max_length=limit,
         **more,
@@ -132,11 +133,11 @@ def test_both_models_learn_and_are_normal_checkpoints(trained: tuple[Path, dict[
         network = AutoModelForCausalLM.from_pretrained(out / model)
         import torch
 
-        asked = prompt_ids(tokenizer, "[label] bbbbbbbbb 21")
+        asked = Format().prompt_ids(tokenizer, "[label] bbbbbbbbb 21")
         said = network.generate(torch.tensor([asked]), max_new_tokens=4, do_sample=False, pad_token_id=0)[
             0, len(asked) :
         ].tolist()
-        assert said == completion_ids(tokenizer, "b")
+        assert said == Format().completion_ids(tokenizer, "b")
         assert details["models"][model]["parameters"] == network.num_parameters()
     assert "rationale_loss" in metrics(out)[0]
     assert "rationale_loss" not in metrics(out, "baseline")[0]
@@ -212,7 +213,10 @@ def test_the_first_loss_is_the_one_worked_out_with_full_logits(tmp_path: Path, s
     losses: dict[str, list[float]] = {"label": [], "rationale": []}
     for row in read_shards(shards):
         if row.split == "train":
-            prompt, completion = prompt_ids(tokenizer, row.prompt), completion_ids(tokenizer, row.completion)
+            prompt, completion = (
+                Format().prompt_ids(tokenizer, row.prompt),
+                Format().completion_ids(tokenizer, row.completion),
+            )
             with torch.no_grad():
                 chances = model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
             losses[row.task] += [
@@ -290,7 +294,7 @@ def test_no_text_reaches_over_the_boundary_or_forges_an_end(tiny: Path, prompt: 
     from transformers import AutoTokenizer
 
     tokenizer = TOKENIZERS.setdefault(tiny, AutoTokenizer.from_pretrained(tiny))
-    asked, said = prompt_ids(tokenizer, prompt), completion_ids(tokenizer, completion)
+    asked, said = Format().prompt_ids(tokenizer, prompt), Format().completion_ids(tokenizer, completion)
     assert tokenizer.decode(asked) == prompt + "\n"
     assert tokenizer.decode(said[:-1]) == completion
     assert said[-1] == tokenizer.eos_token_id
