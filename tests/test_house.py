@@ -14,7 +14,7 @@ embedded terms prompts responses lineage revocations teachers
 spending usage sources shots requests workers asking
 ingest sample parse dedup decontaminate judge filters quality shard balance
 losses packing cut formats student generate encoding trainer fit launch train training_process evaluate stages
-config provenance runner envelopes student_signatures exports export audits audit signing proofs
+config provenance runner sweep_plot sweeps envelopes student_signatures exports export audits audit signing proofs
 damaged response_repair repair push trace revoke resample results recordings report explore project printed commands cli
 """.split()
 HEAVY = {
@@ -38,6 +38,7 @@ HEAVY = {
     "phonenumbers",
     "pycld2",
     "rich",
+    "matplotlib",
     "ray",
     "sentence_transformers",
 }
