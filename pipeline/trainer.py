@@ -201,6 +201,11 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
             self._since = time.perf_counter(), self.state.num_input_tokens_seen
         return batches, tokens
 
+    def _track_num_input_tokens(self, inputs: Batch) -> None:
+        # A batch of nothing, which fills up the last step of several processes, may have a mask for the encoder's sake.
+        filled = (inputs["labels"] != IGNORED).any()
+        super()._track_num_input_tokens({**inputs, "attention_mask": inputs["attention_mask"] * filled})
+
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
