@@ -35,7 +35,7 @@ from pipeline.ingest import prompts as read_prompts
 from pipeline.labels import LabelType, normalise, same, value
 from pipeline.outputs import Job, Totals, read
 from pipeline.parse import parse as parse_responses
-from pipeline.progress import bar, say_line
+from pipeline.progress import Advance, bar, say_line
 from pipeline.records import Drop, Example, Prediction, Prompt, Record, Response, Row, Target, TrainingRow
 from pipeline.sample import answers
 from pipeline.shard import student_prompt
@@ -436,27 +436,39 @@ def generate(
 
     A text that leaves less than ``max_new_tokens`` of the model's context gets no answer.
     """
+    tokens = [prompt_ids(checkpoint.tokenizer, text) for text in texts]
+    with bar(description, len(tokens)) as advance:
+        return complete(checkpoint, tokens, batch_size=batch_size, max_new_tokens=max_new_tokens, advance=advance)
+
+
+def complete(
+    checkpoint: Checkpoint,
+    prompts: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    advance: Advance,
+) -> list[Answer]:
+    """``generate`` for prompts that are tokens already; ``advance`` is told how many more of them are done."""
     import torch
 
-    if not texts:
-        return []
-    tokens = [prompt_ids(checkpoint.tokenizer, text) for text in texts]
     longest = getattr(checkpoint.model.config, "max_position_embeddings", None)
-    fits = [index for index, ids in enumerate(tokens) if longest is None or len(ids) + max_new_tokens <= longest]
-    found = {index: Answer(None, False) for index in range(len(texts))}
-    order = sorted(fits, key=lambda index: (-len(tokens[index]), index))  # longest first: lack of memory shows at once
-    with torch.inference_mode(), bar(description, len(order)) as advance:
+    fits = [index for index, ids in enumerate(prompts) if longest is None or len(ids) + max_new_tokens <= longest]
+    found = {index: Answer(None, False) for index in range(len(prompts))}
+    advance(len(prompts) - len(fits))
+    order = sorted(fits, key=lambda index: (-len(prompts[index]), index))  # longest first: lack of memory shows at once
+    with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = checkpoint.tokenizer.pad({"input_ids": [tokens[index] for index in chosen]}, return_tensors="pt")
-            batch = batch.to(checkpoint.model.device)
+            given = [list(prompts[index]) for index in chosen]
+            batch = checkpoint.tokenizer.pad({"input_ids": given}, return_tensors="pt").to(checkpoint.model.device)
             written = checkpoint.model.generate(**batch, max_new_tokens=max_new_tokens)
             width = batch["input_ids"].shape[1]
             for index, ids in zip(chosen, written[:, width:].tolist(), strict=True):
                 finished = checkpoint.tokenizer.eos_token_id in ids
                 found[index] = Answer(checkpoint.tokenizer.decode(ids, skip_special_tokens=True), finished)
             advance(len(chosen))
-    return [found[index] for index in range(len(texts))]
+    return [found[index] for index in range(len(prompts))]
 
 
 def _eval_rows(
