@@ -19,7 +19,7 @@ Limits: rows and their tokens are held in memory. Two machines of different kind
 import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -49,6 +49,7 @@ from pipeline.fit import (
 from pipeline.formats import Format, add_prefixes
 from pipeline.labels import LabelType
 from pipeline.launch import launch
+from pipeline.model_folder import finish
 from pipeline.outputs import MANIFEST, Job, Totals, read_manifest
 from pipeline.progress import say_line
 from pipeline.records import Drop, Target, Trained, TrainingRow
@@ -64,6 +65,7 @@ STUDENT, BASELINE = "student", "baseline"
 MODELS = (STUDENT, BASELINE)
 SETTINGS = "settings.json"
 DEFAULT_STUDENT = StudentSettings.model_validate({"from": "embedded", "layers": 8})
+IN_CARD = ("alpha", "epochs", "learning_rate", "warmup", "batch_size", "accumulation", "seed", "precision", "keep")
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -81,6 +83,7 @@ class Plan:
     temperature: float
     template: Literal["text", "chat"]
     prefixes: Literal["text", "tokens"]
+    card: dict[str, Any]
     processes: int = 1
     accelerate: Path | None = None
 
@@ -180,6 +183,7 @@ def train(
         temperature=temperature,
         template=template,
         prefixes=prefixes,
+        card=_card(shards, student, recipe, output_terms, accept_terms),
         processes=processes,
         accelerate=accelerate,
     )
@@ -319,6 +323,26 @@ def _train(
     return fates, details
 
 
+def _card(
+    shards: Path,
+    student: StudentSettings,
+    recipe: Recipe,
+    output_terms: Mapping[str, OutputTerms] | None,
+    accept_terms: str | None,
+) -> dict[str, Any]:
+    """What the cards of all models say alike."""
+    settings = read_manifest(shards).settings if (shards / MANIFEST).is_file() else {}
+    known = identity(student)
+    return {
+        "title": settings.get("task"),
+        "base": known,
+        "start": facts(student, known),
+        "settings": {name: value for name, value in asdict(recipe).items() if name in IN_CARD},
+        "terms": {name: terms.recorded(one) for name, one in (output_terms or {}).items()},
+        "accept_terms": accept_terms,
+    }
+
+
 def prepare(rows: Iterable[TrainingRow], plan: Plan) -> tuple[Start, Encoded]:
     """The student before its training, and the rows as its tokens. Raises InputError where nothing can be trained."""
     start = _start(plan)
@@ -385,8 +409,23 @@ def fit_here(
 
     def save(model: "PreTrainedModel", folder: Path) -> None:
         model.save_pretrained(folder)
-        start.tokenizer.save_pretrained(folder)
-        start.format.write(folder)
+        own = [one for example in encoded.examples["train"] for one in example.sequences]
+        told = {
+            **plan.card,
+            "name": name,
+            "tasks": [*weights],
+            "examples": counts(encoded.examples),
+            "target_tokens": {
+                task: sum(one.targets for one in own if plan.tasks[one.task] == task) for task in weights
+            },
+            "trained_on": citation(shards),
+        }
+        finish(
+            folder,
+            tokenizer=start.tokenizer,
+            asked=start.format.model_copy(update={"tasks": tuple(weights)}),
+            card=told,
+        )
 
     fit(name, weights, plan.tasks, encoded.examples, start, out, plan.recipe, citation(shards), _judge(plan), save)
 

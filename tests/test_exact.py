@@ -16,7 +16,7 @@ from pipeline.evaluate import load
 from pipeline.records import TrainingRow
 from tests.forked import Forked, waited
 from tests.forked import forked as fork
-from tests.models import make_bart, make_model, make_t5
+from tests.models import make_model, make_t5
 from tests.test_train import metrics, run, weights, write_shards
 
 ALPHA, RATE, STEPS, EXAMPLES = 0.3, 1e-3, 3, 22
@@ -206,7 +206,11 @@ def test_an_encoder_decoder_is_trained_as_the_authors_do_in_any_shape(
 
 # Several processes
 
-NOTHING_FOR_ONE = {"batch_size": 20, "accumulation": 2, "processes": 2}  # 22 examples: the second has none in its second micro-batch
+NOTHING_FOR_ONE = {
+    "batch_size": 20,
+    "accumulation": 2,
+    "processes": 2,
+}  # 22 examples: the second has none in its second micro-batch
 SHARED = {
     "packed": NOTHING_FOR_ONE,
     "padded": {**NOTHING_FOR_ONE, "packing": False},
@@ -236,9 +240,7 @@ def _share(rank: int, job: bytes) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "shape"), [*(("decoder", shape) for shape in SHARED), ("encoder_decoder", "packed")]
-)
+@pytest.mark.parametrize(("kind", "shape"), [*(("decoder", shape) for shape in SHARED), ("encoder_decoder", "packed")])
 def test_two_processes_train_as_the_authors_do(
     kind: str, shape: str, request: pytest.FixtureRequest, tmp_path: Path, forked: Forked
 ) -> None:

@@ -317,6 +317,74 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    model: Annotated[str, typer.Option(help="the folder of a trained student")],
+    data: Annotated[str, typer.Option(help="a .jsonl, .csv or .parquet file, a folder of them, or hub:<data set>")],
+    out: Annotated[
+        Path | None, typer.Option(help="a new JSONL file, gone on with where a call was stopped; by default stdout")
+    ] = None,
+    rationale: Annotated[bool, typer.Option("--rationale", help="ask for the rationale as well")] = False,
+    task: Annotated[
+        str | None, typer.Option(help="label, rationale or response; by default the task of stages.yaml, or label")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="transformers or vllm; by default vllm where it is installed and there is a GPU")
+    ] = None,
+    input: Annotated[
+        str | None,
+        typer.Option(
+            help="what the student is to see: '{{ column }}'; by default task.input, or the column input or text",
+            metavar="TEMPLATE",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="the only labels there are; by default task.labels", metavar="A,B,..")
+    ] = None,
+    label_type: Annotated[
+        str | None, typer.Option(help="text, choice, number or equation; by default that of stages.yaml, or text")
+    ] = None,
+    id: Annotated[str | None, typer.Option(help="column with a row's id; by default its digest")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="of an answer; by default 32, of a response 256, of a rationale 96")
+    ] = None,
+    max_rationale_tokens: Annotated[int, typer.Option(min=1, help="of what --rationale asks for")] = 96,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="rows that are computed at once")] = None,
+    config: ConfigOption = DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Label a file with a trained student, one row out for each row in; stages.yaml is read where it is there."""
+    from pipeline.config import load
+    from pipeline.predict import predict as label
+    from pipeline.progress import say_line
+
+    if as_json and out is None:
+        raise typer.BadParameter("--json: without --out, stdout is for the rows; name a file with --out")
+    loaded = load(config) if config != DEFAULT or config.is_file() else None
+    found = label(
+        model,
+        data,
+        out=out,
+        config=loaded,
+        task=task,
+        rationale=rationale,
+        input=input,
+        labels=None if labels is None else [name.strip() for name in labels.split(",")],
+        label_type=label_type,
+        id=id,
+        backend=backend,
+        max_new_tokens=max_new_tokens,
+        max_rationale_tokens=max_rationale_tokens,
+        batch_size=batch_size,
+    )
+    if as_json:
+        printed.as_json(found.model_dump(mode="json"))
+    elif out is None:
+        say_line(found.told())
+    else:
+        print(found.told())
+
+
+@app.command()
 def report(config: ConfigOption = DEFAULT) -> None:
     """(Re)build the page of the run."""
     from pipeline import report as page
