@@ -130,7 +130,10 @@ def fit(
     padding = start.tokenizer.pad_token_id
     layout = Layout(padding if padding is not None else start.end, packed, packed and attention.startswith(FLASH))
     told = _arguments(name, work, recipe)
-    arguments: Any = Seq2SeqTrainingArguments(**told) if pairs else SFTConfig(**told, max_length=None)
+    try:
+        arguments: Any = Seq2SeqTrainingArguments(**told) if pairs else SFTConfig(**told, max_length=None)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"train: {plain(str(error), 300)}; see train.precision and train.compile") from None
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # TRL refuses transformers' way of using several in one process
     began = time.monotonic()
@@ -154,34 +157,43 @@ def fit(
                 _write_best(trainer, work)
             return recipe.patience is not None and since(state.log_history, best) >= recipe.patience
 
-        trainer: Any = (EncoderDecoderTrainer if pairs else DecoderTrainer)(
-            model=model,
-            args=arguments,
-            weights=dict(weights.items()),
-            examples=len(items),
-            validation=validation,
-            right=right if validation and next(iter(weights)) == tasks[0] else None,
-            end=start.end,
-            layout=layout,
-            processing_class=start.tokenizer,
-            train_dataset=Dataset.from_dict({field: [given[field] for given in [*items, EMPTY]] for field in EMPTY}),
-            callbacks=[
-                Pace(
-                    log_every=recipe.log_every,
-                    evaluate_every=recipe.evaluate_every,
-                    checkpoint_seconds=recipe.checkpoint_seconds,
-                    validates=bool(validation),
-                    tell=tell,
-                    note=note,
-                    ends=ends,
-                )
-            ],
+        kind = EncoderDecoderTrainer if pairs else DecoderTrainer
+        pace = Pace(
+            log_every=recipe.log_every,
+            evaluate_every=recipe.evaluate_every,
+            checkpoint_seconds=recipe.checkpoint_seconds,
+            validates=bool(validation),
+            tell=tell,
+            note=note,
+            ends=ends,
         )
+        try:
+            trainer: Any = kind(
+                model=model,
+                args=arguments,
+                weights=dict(weights.items()),
+                examples=len(items),
+                validation=validation,
+                right=right if validation and next(iter(weights)) == tasks[0] else None,
+                end=start.end,
+                layout=layout,
+                processing_class=start.tokenizer,
+                train_dataset=Dataset.from_dict(
+                    {field: [given[field] for given in [*items, EMPTY]] for field in EMPTY}
+                ),
+                callbacks=[pace],
+            )
+        except (ImportError, RuntimeError, ValueError) as error:  # a package or a device that a setting asks for
+            raise InputError(
+                f"train: {plain(str(error), 300)}; see train.liger, train.compile and train.report_to"
+            ) from None
         checkpoint = _checkpoint(work)
         if checkpoint is not None:
             say_line(f"train {name}: going on from step {checkpoint.name.rpartition('-')[2]}")
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except ImportError as error:
+            raise InputError(f"train: {plain(str(error), 300)}") from None
         except torch.OutOfMemoryError:
             raise RunError(
                 "train: out of GPU memory; lower 'batch_size' and raise 'accumulation' by the same factor"
@@ -397,8 +409,11 @@ def _write_metrics(out: Path, name: str, history: list[dict[str, Any]]) -> None:
 _METRIC = {"num_input_tokens_seen": "tokens"}
 
 
-def _rounded(value: float) -> float:
-    return value if isinstance(value, int) else float(f"{value:.6g}")
+def _rounded(value: float) -> float | None:
+    """Six digits of it; None for the norm of a gradient that float16 could not hold, which is such a step's own."""
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _tell(out: Path, name: str, trainer: Any, steps: int, kept: int, seconds: float) -> None:

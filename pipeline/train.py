@@ -147,6 +147,9 @@ def train(
     where terms ask for one.
     """
     permitted({"output_terms": output_terms, "accept_terms": accept_terms})
+    if batch_size % processes:
+        problem = f"{batch_size} examples do not divide among {processes} processes"
+        raise InputError(f"train.batch_size: {problem}; give a multiple")
     for condition in terms.conditions(output_terms):
         say_line(f"train: obligations of {condition}")
     recipe = Recipe(

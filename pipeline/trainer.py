@@ -250,6 +250,7 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
             right = self.accelerator.reduce(torch.tensor(float(hits), device=self.args.device), "sum").item()
             found[f"{metric_key_prefix}_{self.tasks[0]}_accuracy"] = right / len(self.validation)
         found = {f"{metric_key_prefix}_loss": (self._weights * means).sum().item(), **found}
+        self._check(found[f"{metric_key_prefix}_loss"])
         self.log(found)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         self._since = None  # what validating takes is no part of the training's speed
@@ -264,10 +265,7 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
                 f"{task}_tokens": round(count, 3) for task, count in zip(self.tasks, self._tokens.tolist(), strict=True)
             }
             self._means, self._tokens, self._steps = torch.zeros_like(self._means), torch.zeros_like(self._tokens), 0
-            if not math.isfinite(logs["loss"]):
-                raise RunError(
-                    f"train: the loss is no longer a number at step {self.state.global_step}; lower 'learning_rate'"
-                )
+            self._check(logs["loss"])
             if self._since is not None:
                 began, read = self._since
                 seconds = max(time.perf_counter() - began, 1e-9)
@@ -276,6 +274,12 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
         elif "train_runtime" in logs:
             return
         self._plain_log(logs)
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise RunError(
+                f"train: the loss is no longer a number at step {self.state.global_step}; lower 'learning_rate'"
+            )
 
     def _plain_log(self, logs: dict[str, float]) -> None:
         super().log(logs)
