@@ -60,7 +60,7 @@ def _here(told: list[str], processes: int, environment: dict[str, str]) -> int:
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
-        return 128 + error.sigval
+        return 128 + int(error.sigval)
     finally:
         os.environ.clear()
         os.environ.update(before)
