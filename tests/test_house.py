@@ -13,7 +13,7 @@ records files merkle environment progress cluster processes binding outputs text
 embedded terms prompts responses lineage revocations teachers
 spending usage sources shots requests workers asking
 ingest sample parse dedup decontaminate judge filters quality shard balance
-losses cut formats student trainer train evaluate stages
+losses cut formats student adapters trainer train evaluate stages
 config provenance runner envelopes student_signatures exports export audits audit signing proofs
 damaged response_repair repair push trace revoke resample results recordings report explore project printed commands cli
 """.split()
@@ -40,6 +40,8 @@ HEAVY = {
     "rich",
     "ray",
     "sentence_transformers",
+    "peft",
+    "bitsandbytes",
 }
 USED_THERE = {
     "trainer.py",
