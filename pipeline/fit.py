@@ -33,7 +33,7 @@ from pipeline.progress import bar, say_line
 from pipeline.records import Target
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 CITATION = "provenance.json"  # in each model's folder, and in that of its checkpoints
 METRICS = "metrics.jsonl"
@@ -75,7 +75,7 @@ class Recipe:
 class Start:
     """What a training starts from: the model, its tokenizer, the type its weights were stored in, and how it is asked."""
 
-    model: "PreTrainedModel"
+    model: Any  # of transformers, or wrapped by peft
     tokenizer: "PreTrainedTokenizerBase"
     stored: str
     format: Format
@@ -96,7 +96,7 @@ def fit(
     recipe: Recipe,
     citation: Mapping[str, JsonValue],
     right: Callable[[str, str], bool] | None,
-    save: "Callable[[PreTrainedModel, Path], None]",
+    save: Callable[[Any, Path], None],
 ) -> None:
     """Train one model on the tasks that ``weights`` names into ``out/<name>``, which appears when it is whole.
 
@@ -205,7 +205,7 @@ def fit(
     if trained is None:
         return  # another process has it
     _write_metrics(out, name, history)
-    _keep(trained.to(getattr(torch, start.stored)), out / name, citation, save)
+    _keep(trained, out / name, citation, save)
     _tell(out, name, trainer, steps, kept, time.monotonic() - began)
 
 
@@ -353,9 +353,7 @@ def _trained(trainer: Any, best: Path | None) -> Any:
     return model
 
 
-def _keep(
-    model: Any, target: Path, citation: Mapping[str, JsonValue], save: "Callable[[PreTrainedModel, Path], None]"
-) -> None:
+def _keep(model: Any, target: Path, citation: Mapping[str, JsonValue], save: Callable[[Any, Path], None]) -> None:
     """Save a checkpoint, with what it was trained on, in one move: under a temporary name, synced, then renamed."""
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -21,12 +21,14 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from pydantic import Field, JsonValue, TypeAdapter
+from pydantic_core import to_jsonable_python
 
 from pipeline import labels, terms
+from pipeline.adapters import Adapter, merge, wrap
 from pipeline.binding import From, InputPath
 from pipeline.encoding import SPLITS, Encoded, Encoding, Fraction, TooLong, encode
 from pipeline.files import InputError, RunError, canonical_json, plain, read_jsonl, sha256, strict_json, write_json
@@ -56,9 +58,6 @@ from pipeline.records import Drop, Target, Trained, TrainingRow
 from pipeline.student import Student, StudentSettings, facts, identity, load, quiet
 from pipeline.terms import OutputTerms
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 __all__ = ["CITATION", "METRICS", "SPEEDS", "identity", "models", "permitted", "train", "train_on_shards"]
 
 STUDENT, BASELINE = "student", "baseline"
@@ -83,6 +82,7 @@ class Plan:
     temperature: float
     template: Literal["text", "chat"]
     prefixes: Literal["text", "tokens"]
+    adapter: Adapter | None
     card: dict[str, Any]
     processes: int = 1
     accelerate: Path | None = None
@@ -94,6 +94,7 @@ def train(
     student: Student = DEFAULT_STUDENT,
     template: Literal["text", "chat"] = "text",
     prefixes: Literal["text", "tokens"] = "text",
+    adapter: Adapter | None = None,
     targets: Annotated[list[Target], Field(min_length=1)] | None = None,
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
     temperature: Annotated[float, Field(gt=0)] = 1.0,
@@ -129,22 +130,22 @@ def train(
     """Train the student and, where there are labels and rationales to learn, the label-only baseline.
 
     ``template``: rows are given as text, or as the user's turn in the student's chat template. ``prefixes``: they are text, or tokens
-    of their own. ``targets``: the tasks that are learned, of those that the rows have; all of them where none is named. ``alpha``
-    weighs the label loss against the rationale loss (1: labels only); other combinations of targets weigh the same. ``temperature``
-    flattens (above 1) or sharpens distributions over labels, where the shards have them. ``fraction``: the share of the training
-    examples that is used; a smaller one is part of a larger one with the same seed. The learning rate rises over the share ``warmup``
-    of all steps, then falls to 0. A step takes ``batch_size`` x ``accumulation`` examples, over all processes, each with all its rows.
-    ``max_length`` counts the tokens of prompt and completion; None is the student's context. ``too_long``: such rows are dropped, or
-    trained without their end. Validation, every ``evaluate_every`` steps or at the end of each epoch, measures losses and how many
-    labels (or whatever the first target is) the student writes right; ``patience``: after so many validations without a better one
-    training ends; ``keep``: the weights of the best validation, or the last. ``precision`` "auto" computes in bfloat16 where the
-    hardware does; weights are kept in float32 meanwhile. ``compile`` (torch.compile), ``liger`` (Liger kernels), ``attention`` and
-    ``gradient_checkpointing`` pass through to transformers. ``packing``: sequences of unlike length share rows. ``processes``: so many
-    on this machine, which share each step; ``accelerate``: a file that `accelerate config` wrote, for FSDP, DeepSpeed or several
-    machines. ``log_every`` counts steps; a checkpoint is made at a logged step when the last is older than ``checkpoint_seconds``.
-    ``report_to`` names transformers' integrations ("tensorboard", "wandb"). ``accept_terms``: why it is trained on outputs of a teacher
-    whose terms forbid that, or are unknown. Raises InputError where student, rows or settings cannot be used, and without a reason
-    where terms ask for one.
+    of their own. ``adapter``: lora, dora or qlora is trained instead of all weights, and merged afterwards. ``targets``: the tasks that
+    are learned, of those that the rows have; all of them where none is named. ``alpha`` weighs the label loss against the rationale
+    loss (1: labels only); other combinations of targets weigh the same. ``temperature`` flattens (above 1) or sharpens distributions
+    over labels, where the shards have them. ``fraction``: the share of the training examples that is used; a smaller one is part of a
+    larger one with the same seed. The learning rate rises over the share ``warmup`` of all steps, then falls to 0. A step takes
+    ``batch_size`` x ``accumulation`` examples, over all processes, each with all its rows. ``max_length`` counts the tokens of prompt
+    and completion; None is the student's context. ``too_long``: such rows are dropped, or trained without their end. Validation, every
+    ``evaluate_every`` steps or at the end of each epoch, measures losses and how many labels (or whatever the first target is) the
+    student writes right; ``patience``: after so many validations without a better one training ends; ``keep``: the weights of the best
+    validation, or the last. ``precision`` "auto" computes in bfloat16 where the hardware does; weights are kept in float32 meanwhile.
+    ``compile`` (torch.compile), ``liger`` (Liger kernels), ``attention`` and ``gradient_checkpointing`` pass through to transformers.
+    ``packing``: sequences of unlike length share rows. ``processes``: so many on this machine, which share each step; ``accelerate``: a
+    file that `accelerate config` wrote, for FSDP, DeepSpeed or several machines. ``log_every`` counts steps; a checkpoint is made at a
+    logged step when the last is older than ``checkpoint_seconds``. ``report_to`` names transformers' integrations ("tensorboard",
+    "wandb"). ``accept_terms``: why it is trained on outputs of a teacher whose terms forbid that, or are unknown. Raises InputError
+    where student, rows or settings cannot be used, and without a reason where terms ask for one.
     """
     permitted({"output_terms": output_terms, "accept_terms": accept_terms})
     if batch_size % processes:
@@ -186,6 +187,7 @@ def train(
         temperature=temperature,
         template=template,
         prefixes=prefixes,
+        adapter=adapter,
         card=_card(shards, student, recipe, output_terms, accept_terms),
         processes=processes,
         accelerate=accelerate,
@@ -220,7 +222,7 @@ def train_on_shards(shards: Path, *, out: Path, student: StudentSettings, **sett
     stated = {name: terms.recorded(one) for name, one in found.items()}
     asked = {
         "identity": identity(student),
-        "settings": {"student": student.model_dump(mode="json"), **settings, "output_terms": stated},
+        "settings": to_jsonable_python({"student": student, **settings, "output_terms": stated}),
         "shards": {path.name: sha256(path) for path in files},
     }
     note = out / SETTINGS
@@ -387,7 +389,12 @@ def _start(plan: Plan) -> Start:
         tasks=tuple(plan.tasks),
         encoder_decoder=bool(model.config.is_encoder_decoder),
     )
-    add_prefixes(model, tokenizer, asked)
+    tokens = add_prefixes(model, tokenizer, asked)
+    if plan.adapter is not None:
+        computed: Literal["float32", "bfloat16"] = (
+            "float32" if computed_in(plan.recipe.precision) == "float32" else "bfloat16"
+        )
+        model = wrap(model, plan.adapter, tokens=tokens, seed=plan.recipe.seed, compute=computed)
     return Start(model, tokenizer, stored, asked)
 
 
@@ -410,8 +417,11 @@ def fit_here(
 ) -> None:
     """Train one model, this process being the only one or one of several that do the same."""
 
-    def save(model: "PreTrainedModel", folder: Path) -> None:
-        model.save_pretrained(folder)
+    def save(model: Any, folder: Path) -> None:
+        import torch
+
+        whole = model if plan.adapter is None else merge(model)
+        whole.to(getattr(torch, start.stored)).save_pretrained(folder)
         own = [one for example in encoded.examples["train"] for one in example.sequences]
         told = {
             **plan.card,

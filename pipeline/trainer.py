@@ -365,7 +365,7 @@ class EncoderDecoderTrainer(_StepByStep, Seq2SeqTrainer):
 
 def packs(model: Any) -> bool:
     """Whether a decoder answers the same when sequences share a row, by trying: models with other memory than attention do not."""
-    words = min(model.get_input_embeddings().num_embeddings, 1000)
+    words = min(model.config.get_text_config().vocab_size, 1000)
     drawn = torch.Generator().manual_seed(0)
     ids = [torch.randint(words, (length,), generator=drawn) for length in (7, 5)]
     training = model.training
