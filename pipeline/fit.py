@@ -35,6 +35,8 @@ from pipeline.records import Target
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from pipeline.trainer import Layout
+
 CITATION = "provenance.json"  # in each model's folder, and in that of its checkpoints
 METRICS = "metrics.jsonl"
 SPEEDS = "run-train.json"
@@ -109,7 +111,7 @@ def fit(
     from transformers import Seq2SeqTrainingArguments
     from trl import SFTConfig
 
-    from pipeline.trainer import EMPTY, DecoderTrainer, EncoderDecoderTrainer, Layout, Pace, item, packs
+    from pipeline.trainer import EMPTY, DecoderTrainer, EncoderDecoderTrainer, Pace, item
 
     work = out / f"checkpoints-{name}"
     _cite(work, citation)
@@ -117,18 +119,7 @@ def fit(
     chosen = [tasks.index(task) for task in weights]
     items = [item(example, chosen) for example in examples["train"]]
     validation = [_only(example, chosen) for example in examples["validation"]]
-    longest = max((len(ids) for given in items for ids in given["ids"]), default=1)
-    if recipe.attention != "auto":
-        _attend(model, recipe.attention)
-    elif not torch.cuda.is_available() and longest <= SHORT and not pairs:
-        # On a CPU the fused attention is slower on its way back: a quarter of a step with short rows.
-        model.set_attn_implementation("eager")
-    packed = recipe.packing and not pairs and packs(model)
-    if recipe.packing and not pairs and not packed:
-        say_line(f"train {name}: rows are padded, not packed: this model does not keep sequences in one row apart")
-    attention = str(getattr(model.config, "_attn_implementation", ""))
-    padding = start.tokenizer.pad_token_id
-    layout = Layout(padding if padding is not None else start.end, packed, packed and attention.startswith(FLASH))
+    layout = laid_out(name, start, items, recipe)
     told = _arguments(name, work, recipe)
     try:
         arguments: Any = Seq2SeqTrainingArguments(**told) if pairs else SFTConfig(**told, max_length=None)
@@ -137,7 +128,7 @@ def fit(
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # TRL refuses transformers' way of using several in one process
     began = time.monotonic()
-    steps = _steps(len(items), recipe)
+    steps = total_steps(len(items), recipe)
     done = 0
     with bar(f"train {name}", steps, "steps") as advance:
 
@@ -209,20 +200,41 @@ def fit(
     _tell(out, name, trainer, steps, kept, time.monotonic() - began)
 
 
+def laid_out(name: str, start: Start, items: Sequence[Mapping[str, Any]], recipe: Recipe) -> "Layout":
+    """How the sequences of ``items`` will lie in batches; the model is given the attention that it will be trained with.
+
+    Raises InputError where it does not have the attention that is asked for.
+    """
+    import torch
+
+    from pipeline.trainer import Layout, packs
+
+    model, pairs = start.model, bool(start.model.config.is_encoder_decoder)
+    longest = max((len(ids) for given in items for ids in given["ids"]), default=1)
+    if recipe.attention != "auto":
+        _attend(model, recipe.attention)
+    elif not torch.cuda.is_available() and longest <= SHORT and not pairs:
+        # On a CPU the fused attention is slower on its way back: a quarter of a step with short rows.
+        model.set_attn_implementation("eager")
+    packed = recipe.packing and not pairs and packs(model)
+    if recipe.packing and not pairs and not packed:
+        say_line(f"train {name}: rows are padded, not packed: this model does not keep sequences in one row apart")
+    attention = str(getattr(model.config, "_attn_implementation", ""))
+    padding = start.tokenizer.pad_token_id
+    return Layout(padding if padding is not None else start.end, packed, packed and attention.startswith(FLASH))
+
+
 def _arguments(name: str, work: Path, recipe: Recipe) -> dict[str, Any]:
     """What transformers' trainers are told. `Pace` decides when to log, to validate and to save."""
     import torch
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if recipe.batch_size % processes:
-        problem = f"{recipe.batch_size} examples do not divide among {processes} processes"
-        raise InputError(f"train.batch_size: {problem}; give a multiple")
+    size = for_each(recipe.batch_size, int(os.environ.get("WORLD_SIZE", "1")))
     computed = precision(recipe.precision)
     return {
         "output_dir": str(work),
         "num_train_epochs": recipe.epochs,
-        "per_device_train_batch_size": recipe.batch_size // processes,
-        "per_device_eval_batch_size": recipe.batch_size // processes,
+        "per_device_train_batch_size": size,
+        "per_device_eval_batch_size": size,
         "gradient_accumulation_steps": recipe.accumulation,
         "gradient_checkpointing": recipe.gradient_checkpointing,
         "torch_compile": recipe.compile,
@@ -248,6 +260,14 @@ def _arguments(name: str, work: Path, recipe: Recipe) -> dict[str, Any]:
         "report_to": list(recipe.report_to) or "none",
         "run_name": name,
     }
+
+
+def for_each(batch_size: int, processes: int) -> int:
+    """How many of the examples of a batch each process takes. Raises InputError where they do not divide."""
+    if batch_size % processes:
+        problem = f"{batch_size} examples do not divide among {processes} processes"
+        raise InputError(f"train.batch_size: {problem}; give a multiple")
+    return batch_size // processes
 
 
 def precision(asked: Precision) -> str:
@@ -276,8 +296,8 @@ def _only(example: Example, tasks: Sequence[int]) -> Example:
     return replace(example, sequences=kept)
 
 
-def _steps(examples: int, recipe: Recipe) -> int:
-    """Optimizer steps of the whole training, for the progress bar."""
+def total_steps(examples: int, recipe: Recipe) -> int:
+    """Optimizer steps of the whole training, where it is not stopped early."""
     return math.ceil(recipe.epochs * math.ceil(math.ceil(examples / recipe.batch_size) / recipe.accumulation))
 
 

@@ -19,7 +19,7 @@ Limits: rows and their tokens are held in memory. Two machines of different kind
 import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -83,9 +83,9 @@ class Plan:
     template: Literal["text", "chat"]
     prefixes: Literal["text", "tokens"]
     adapter: Adapter | None
-    card: dict[str, Any]
-    processes: int = 1
-    accelerate: Path | None = None
+    processes: int
+    accelerate: Path | None
+    card: dict[str, Any] = field(default_factory=dict)
 
 
 def train(
@@ -147,54 +147,32 @@ def train(
     "wandb"). ``accept_terms``: why it is trained on outputs of a teacher whose terms forbid that, or are unknown. Raises InputError
     where student, rows or settings cannot be used, and without a reason where terms ask for one.
     """
-    permitted({"output_terms": output_terms, "accept_terms": accept_terms})
-    if batch_size % processes:
-        problem = f"{batch_size} examples do not divide among {processes} processes"
-        raise InputError(f"train.batch_size: {problem}; give a multiple")
+    settings = dict(locals())  # by their names, as `planned` takes them
+    permitted(settings)
     for condition in terms.conditions(output_terms):
         say_line(f"train: obligations of {condition}")
-    recipe = Recipe(
-        alpha=alpha,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        batch_size=batch_size,
-        accumulation=accumulation,
-        seed=seed,
-        precision=precision,
-        gradient_checkpointing=gradient_checkpointing,
-        compile=compile,
-        liger=liger,
-        attention=attention,
-        packing=packing,
-        log_every=log_every,
-        evaluate_every=evaluate_every,
-        patience=patience,
-        keep=keep,
-        checkpoint_seconds=checkpoint_seconds,
-        report_to=tuple(report_to or ()),
-    )
     shards = job.inputs["shard"]
     rows = list(read_shards(shards))
-    plan = Plan(
-        student=student,
-        tasks=_tasks(rows, targets, task_targets),
-        recipe=recipe,
-        label_type=label_type or "text",
-        max_length=max_length,
-        too_long=too_long,
-        fraction=fraction,
-        temperature=temperature,
-        template=template,
-        prefixes=prefixes,
-        adapter=adapter,
-        card=_card(shards, student, recipe, output_terms, accept_terms),
-        processes=processes,
-        accelerate=accelerate,
-    )
+    plan = planned(rows, settings)
+    plan = replace(plan, card=_card(shards, student, plan.recipe, output_terms, accept_terms))
     fates, details = _train(rows, plan, job.folder, shards, baseline=baseline)
     yield from fates
     return Totals(len(fates), details)
+
+
+def planned(rows: Sequence[TrainingRow], settings: Mapping[str, Any]) -> Plan:
+    """How ``rows`` are trained by ``settings``, all those of `train` by name, but for what cards say. Raises InputError."""
+    if settings["batch_size"] % settings["processes"]:
+        problem = f"{settings['batch_size']} examples do not divide among {settings['processes']} processes"
+        raise InputError(f"train.batch_size: {problem}; give a multiple")
+    asked = {
+        **settings,
+        "tasks": _tasks(rows, settings["targets"], settings["task_targets"]),
+        "label_type": settings["label_type"] or "text",
+        "report_to": tuple(settings["report_to"] or ()),
+    }
+    asked["recipe"] = Recipe(**{one.name: asked[one.name] for one in fields(Recipe)})
+    return Plan(**{one.name: asked[one.name] for one in fields(Plan) if one.name in asked})
 
 
 def permitted(settings: Mapping[str, Any]) -> None:
@@ -301,14 +279,11 @@ def _train(
     """
     for left in out.glob(".*.tmp"):  # half-written by a process that was killed
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-    wanted: dict[str, dict[Target, float]] = {STUDENT: _weights(plan.tasks, plan.recipe.alpha)}
-    if baseline and {"label", "rationale"} <= set(plan.tasks):
-        wanted[BASELINE] = {"label": 1.0}
     with quiet():
         first, encoded = prepare(rows, plan)
         start: Start | None = first
         found: dict[str, JsonValue] = {}
-        for name, weights in wanted.items():
+        for name, weights in wanted(plan, baseline=baseline).items():
             if not (out / name).is_dir():
                 _fit(name, weights, start or _start(plan), encoded, plan, out, shards)
             start = None  # it has been trained, so the next one starts from a fresh copy
@@ -326,6 +301,14 @@ def _train(
         "precision": computed_in(plan.recipe.precision),
     }
     return fates, details
+
+
+def wanted(plan: Plan, *, baseline: bool) -> dict[str, dict[Target, float]]:
+    """Which models are trained, and how much each task weighs in their loss."""
+    found: dict[str, dict[Target, float]] = {STUDENT: _weights(plan.tasks, plan.recipe.alpha)}
+    if baseline and {"label", "rationale"} <= set(plan.tasks):
+        found[BASELINE] = {"label": 1.0}
+    return found
 
 
 def _card(
