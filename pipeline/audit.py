@@ -39,6 +39,7 @@ from pipeline.audits import (
     rows,
     signature,
     store,
+    sweeps,
     terms,
     verdicts,
 )
@@ -65,6 +66,7 @@ CHECKS: Final[tuple[Callable[[Audited], Iterator[Finding]], ...]] = (
     checkpoint.check,  # what the student was trained on
     revoked.check,  # nothing that must no longer be used
     exports.check,  # what others' tools are told
+    sweeps.check,  # figures of students that are not in force
 )
 
 STUMBLED: Final = (

@@ -22,7 +22,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +31,8 @@ from pydantic import Field, JsonValue
 from pipeline import embedded
 from pipeline.binding import From
 from pipeline.files import InputError, atomic, write_json
+from pipeline.formats import Format
+from pipeline.generate import Answer, greedy
 from pipeline.ingest import prompts as read_prompts
 from pipeline.labels import LabelType, normalise, same, value
 from pipeline.outputs import Job, Totals, read
@@ -38,10 +40,10 @@ from pipeline.parse import parse as parse_responses
 from pipeline.progress import Advance, bar, say_line
 from pipeline.records import Drop, Example, Prediction, Prompt, Record, Response, Row, Target, TrainingRow
 from pipeline.sample import answers
-from pipeline.shard import student_prompt
+from pipeline.shard import said_label, student_prompt
 from pipeline.sources import EvalSet
 from pipeline.spending import Meter
-from pipeline.student import EMBEDDED, StudentSettings, prompt_ids, quiet
+from pipeline.student import EMBEDDED, StudentSettings, quiet
 from pipeline.student import load as load_student
 from pipeline.teachers import TeacherSettings, Vllm
 
@@ -145,23 +147,16 @@ class Speeds(Record):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A causal language model with its tokenizer, ready to answer."""
+    """A language model with its tokenizer and the way it is asked, ready to answer."""
 
     model: Any
     tokenizer: Any
+    format: Format = field(default_factory=Format)
 
     @property
     def parameters(self) -> int:
         """How many weights it has, shared ones counted once."""
         return sum(weights.numel() for weights in self.model.parameters())
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A generated text, or None where the prompt left no room for one; ``finished`` says whether the model ended it itself."""
-
-    text: str | None
-    finished: bool
 
 
 @dataclass(frozen=True)
@@ -409,19 +404,14 @@ def device() -> str:
 def load(model: str, precision: Precision = "float32") -> Checkpoint:
     """A checkpoint folder, Hub name or ``embedded``, on the GPU where there is one. Raises InputError where it cannot be used."""
     import torch
-    from transformers import GenerationConfig
 
     try:
         with quiet():
             loaded, tokenizer, _ = load_student(StudentSettings.model_validate({"from": model}))
     except InputError as error:
         raise InputError(str(error).removeprefix("train.student: ")) from None
-    tokenizer.padding_side = "left"
-    # A checkpoint may carry sampling settings of its own; evaluation is greedy whatever they say.
-    loaded.generation_config = GenerationConfig(
-        do_sample=False, num_beams=1, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
-    )
-    return Checkpoint(loaded.to(device(), getattr(torch, precision)).eval(), tokenizer)
+    asked = Format.of(model).model_copy(update={"encoder_decoder": bool(loaded.config.is_encoder_decoder)})
+    return Checkpoint(loaded.to(device(), getattr(torch, precision)).eval(), tokenizer, asked)
 
 
 def generate(
@@ -432,43 +422,26 @@ def generate(
     max_new_tokens: int = 32,
     description: str = "generate",
 ) -> list[Answer]:
-    """One greedy answer for each text, in order. Texts of like length share a batch, padded on the left.
-
-    A text that leaves less than ``max_new_tokens`` of the model's context gets no answer.
-    """
-    tokens = [prompt_ids(checkpoint.tokenizer, text) for text in texts]
-    with bar(description, len(tokens)) as advance:
-        return complete(checkpoint, tokens, batch_size=batch_size, max_new_tokens=max_new_tokens, advance=advance)
+    """One greedy answer for each text, in order; none for a text that leaves less than ``max_new_tokens`` of the model's context."""
+    prompts = [checkpoint.format.prompt_ids(checkpoint.tokenizer, text) for text in texts]
+    with bar(description, len(texts)) as advance:
+        return complete(checkpoint, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, advance=advance)
 
 
 def complete(
-    checkpoint: Checkpoint,
-    prompts: Sequence[Sequence[int]],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    advance: Advance,
+    checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], *, batch_size: int, max_new_tokens: int, advance: Advance
 ) -> list[Answer]:
     """``generate`` for prompts that are tokens already; ``advance`` is told how many more of them are done."""
-    import torch
-
-    longest = getattr(checkpoint.model.config, "max_position_embeddings", None)
-    fits = [index for index, ids in enumerate(prompts) if longest is None or len(ids) + max_new_tokens <= longest]
-    found = {index: Answer(None, False) for index in range(len(prompts))}
-    advance(len(prompts) - len(fits))
-    order = sorted(fits, key=lambda index: (-len(prompts[index]), index))  # longest first: lack of memory shows at once
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            given = [list(prompts[index]) for index in chosen]
-            batch = checkpoint.tokenizer.pad({"input_ids": given}, return_tensors="pt").to(checkpoint.model.device)
-            written = checkpoint.model.generate(**batch, max_new_tokens=max_new_tokens)
-            width = batch["input_ids"].shape[1]
-            for index, ids in zip(chosen, written[:, width:].tolist(), strict=True):
-                finished = checkpoint.tokenizer.eos_token_id in ids
-                found[index] = Answer(checkpoint.tokenizer.decode(ids, skip_special_tokens=True), finished)
-            advance(len(chosen))
-    return [found[index] for index in range(len(prompts))]
+    end = checkpoint.format.end_token_id(checkpoint.tokenizer)
+    return greedy(
+        checkpoint.model,
+        checkpoint.tokenizer,
+        prompts,
+        end=end,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        advance=advance,
+    )
 
 
 def _eval_rows(
@@ -568,7 +541,7 @@ def _ask_student(
     batch_size: int,
     max_new_tokens: int,
 ) -> _Answered:
-    task: Target = "response" if "response" in targets else "label"
+    task = asked_task(targets)
     texts = [student_prompt(task, row.prompt.input) for row in rows]
     began = time.perf_counter()
     found = generate(
@@ -576,10 +549,22 @@ def _ask_student(
     )
     speed = _speed(len(rows), time.perf_counter() - began)
     read_as = [
-        read_label(answer.text, label_type, labels, row.prompt.choices) if answer.text and answer.finished else None
+        read_label(
+            said_label(answer.text) if task == "chain_of_thought" else answer.text,
+            label_type,
+            labels,
+            row.prompt.choices,
+        )
+        if answer.text and answer.finished
+        else None
         for answer, row in zip(found, rows, strict=True)
     ]
     return _Answered(name, [answer.text for answer in found], read_as, checkpoint.parameters, speed)
+
+
+def asked_task(targets: Sequence[Target]) -> Target:
+    """The task by which a student of these targets is asked for its answer."""
+    return next((task for task in ("label", "response", "chain_of_thought") if task in targets), "label")
 
 
 def _speed(rows: int, seconds: float) -> Speed | None:

@@ -1,11 +1,12 @@
 """A saved student's folder, made ready to be handed over: transformers and vLLM load it as it is and answer as it was trained to.
 
-    finish(folder, tokenizer=tokenizer, end_token_id=2, card={"title": "topics", "tasks": ["label", "rationale"], ..})
+    finish(folder, tokenizer=tokenizer, asked=Format(), card={"title": "topics", "tasks": ["label", "rationale"], ..})
 
 ``save_pretrained`` leaves what the base model had: its sampling settings, its end of text, perhaps no padding. After ``finish``::
 
     generation_config.json     greedy, ends with the token that the student was trained to end with, pads
     config.json                the same two tokens
+    format.json                how it is asked
     tokenizer files            the same two tokens; batches are padded on the left, as whoever generates needs it
     README.md                  what it is asked and how, what it came of, under which terms; five lines each to run it
 
@@ -24,10 +25,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline import terms
 from pipeline.cards import front_matter, table
-from pipeline.files import InputError, RunError, atomic, plain, strict_json, write_json
+from pipeline.files import RunError, atomic, plain, strict_json, write_json
+from pipeline.formats import Format
 from pipeline.records import Target
 from pipeline.shard import CARD, PREFIXES, escaped
-from pipeline.student import SEPARATOR, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,27 +41,29 @@ UNSAFE: Final = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msg
 EXAMPLE: Final = "Late goal sinks the league leaders"
 
 
-def finish(folder: Path, *, tokenizer: "PreTrainedTokenizerBase", end_token_id: int, card: Mapping[str, Any]) -> None:
+def finish(folder: Path, *, tokenizer: "PreTrainedTokenizerBase", asked: Format, card: Mapping[str, Any]) -> None:
     """Write the files above into the folder of a saved checkpoint. The same arguments give the same bytes.
 
-    ``end_token_id`` is the token that the student was trained to end its answers with; ``card`` what ``render`` takes. ``tokenizer`` is
-    left as it is. Raises RunError where the folder holds no safetensors, or weights in another form; ValueError for a token that is none.
+    ``asked`` is how the student was trained to be asked and to end its answers; ``card`` what ``render`` takes. ``tokenizer`` is left as it
+    is. Raises RunError where the folder holds no safetensors, or weights in another form.
     """
     _check_weights(folder)
-    token = tokenizer.convert_ids_to_tokens(end_token_id) if 0 <= end_token_id < len(tokenizer) else None
-    if not isinstance(token, str):
-        raise ValueError(f"{end_token_id} is no token of the student's tokenizer")
+    end_token_id = asked.end_token_id(tokenizer)
+    token = tokenizer.convert_ids_to_tokens(end_token_id)
     own = copy.deepcopy(tokenizer)
     if own.eos_token_id != end_token_id:
         own.eos_token = token
     if own.pad_token_id is None:
         own.pad_token = token  # padding is masked; it only has to be there
-    own.padding_side = own.init_kwargs["padding_side"] = "left"  # the second is what is saved
+    own.padding_side = own.init_kwargs["padding_side"] = (
+        "right" if asked.encoder_decoder else "left"
+    )  # the second is saved
     own.save_pretrained(folder)
     ends: dict[str, Any] = {"eos_token_id": end_token_id, "pad_token_id": int(own.pad_token_id)}
     config = _object(folder / CONFIG)
     write_json(folder / CONFIG, {**config, **ends})
     generation = {
+        "decoder_start_token_id": config.get("decoder_start_token_id") if asked.encoder_decoder else None,
         "bos_token_id": own.bos_token_id,
         "do_sample": False,
         "num_beams": 1,
@@ -69,7 +72,8 @@ def finish(folder: Path, *, tokenizer: "PreTrainedTokenizerBase", end_token_id: 
     }
     write_json(folder / GENERATION, {name: value for name, value in generation.items() if value is not None})
     with atomic(folder / CARD) as file:
-        file.write(render(card, own).encode())
+        file.write(render(card, own, asked).encode())
+    asked.write(folder)
 
 
 def _check_weights(folder: Path) -> None:
@@ -91,7 +95,7 @@ def _object(path: Path) -> dict[str, Any]:
     return found
 
 
-def render(card: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> str:
+def render(card: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", asked: Format) -> str:
     """The README.md of a student's folder. Every entry of ``card`` may be left out.
 
     ``title``: the task's name. ``name``: what the model is, "student" or "baseline". ``tasks``: what it learned, in order. ``base``: the
@@ -105,7 +109,7 @@ def render(card: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> str
     base = _mapping(card.get("base"))
     head = {
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text2text-generation" if asked.encoder_decoder else "text-generation",
         "base_model": base.get("from") if base.get("revision") else None,
         "tags": ["distillation", "synthetic", "stepdistill"],
     }
@@ -116,7 +120,7 @@ def render(card: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> str
         "",
         "A small model that was trained by stepdistill on what a larger one answered. It does what stands below, and nothing else.",
         "",
-        *_asked(tasks, tokenizer),
+        *_asked(tasks, tokenizer, asked),
         *_training(card, base),
         *_provenance(_mapping(card.get("trained_on"))),
         *_terms(card),
@@ -129,20 +133,33 @@ def render(card: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> str
     return "\n".join([*lines, ""])
 
 
-def _asked(tasks: Sequence[Target], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+def _asked(tasks: Sequence[Target], tokenizer: "PreTrainedTokenizerBase", asked: Format) -> list[str]:
     """How it is asked: in words, by this project, by transformers, by vLLM."""
-    rows = [(task, f"{PREFIXES[task]}<input> and a line break".lstrip()) for task in tasks]
-    first = tasks[0] if tasks else "label"
-    prompt = json.dumps(PREFIXES[first] + EXAMPLE + SEPARATOR)
-    special = _adds_start(tokenizer)
-    encode = f"tokenizer({prompt}, add_special_tokens={special}, split_special_tokens=True"
-    return [
+    rows = [(task, f"{PREFIXES[task]}<input>") for task in tasks]
+    kind = "AutoModelForSeq2SeqLM" if asked.encoder_decoder else "AutoModelForCausalLM"
+    answer = "[0]" if asked.encoder_decoder else "[0, prompt.input_ids.shape[1] :]"
+    words = {
+        "text": "followed by a line break" if not asked.encoder_decoder else "as the encoder's input",
+        "chat": "as the user's message in the model's chat template",
+    }[asked.template]
+    words += "; the prefix is a token of its own" if asked.prefixes == "tokens" else ""
+    prompt = json.dumps(PREFIXES[tasks[0] if tasks else "label"] + EXAMPLE)
+    special = _adds_start(tokenizer, asked)
+    if special is None:
+        encode = [
+            "from pipeline.formats import Format  # stepdistill's: it knows how this student is asked",
+            f'ids = Format.of("path/to/this/folder").prompt_ids(tokenizer, {prompt})',
+        ]
+    else:
+        text = json.dumps(json.loads(prompt) + ("" if asked.encoder_decoder else asked.separator))
+        encode = [f"ids = tokenizer({text}, add_special_tokens={special}, split_special_tokens=True).input_ids"]
+    lines = [
         "## How it is asked",
         "",
         *(table(("task", "prompt"), rows) if rows else ["It was not recorded which tasks it learned."]),
         "",
-        "It answers greedily and ends its answer itself. Text that looks like one of the model's special tokens is ordinary text to it,",
-        "which is what `split_special_tokens` is for. In these lines, `path/to/this/folder` is where this file lies.",
+        f"The prompt is given {words}. It answers greedily and ends its answer itself. Text that looks like one of its special",
+        "tokens is ordinary text, which is what `split_special_tokens` is for. `path/to/this/folder` is where this file lies.",
         "",
         "For a whole file, with labels read and every row accounted for:",
         "",
@@ -151,36 +168,42 @@ def _asked(tasks: Sequence[Target], tokenizer: "PreTrainedTokenizerBase") -> lis
         "With transformers:",
         "",
         "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        'model, tokenizer = (kind.from_pretrained("path/to/this/folder") for kind in (AutoModelForCausalLM, AutoTokenizer))',
-        f'prompt = {encode}, return_tensors="pt")',
-        "answer = model.generate(**prompt, max_new_tokens=32)[0, prompt.input_ids.shape[1] :]",
+        "import torch",
+        f"from transformers import {kind}, AutoTokenizer",
+        f'model, tokenizer = (kind.from_pretrained("path/to/this/folder") for kind in ({kind}, AutoTokenizer))',
+        *encode,
+        f"answer = model.generate(torch.tensor([ids]), max_new_tokens=32){answer.replace('prompt.input_ids.shape[1]', 'len(ids)')}",
         "print(tokenizer.decode(answer, skip_special_tokens=True))",
         "```",
         "",
+    ]
+    if asked.encoder_decoder:
+        return lines
+    return [
+        *lines,
         "With vLLM:",
         "",
         "```python",
         "from vllm import LLM, SamplingParams",
         'if __name__ == "__main__":  # its engine starts this file again',
         '    llm = LLM("path/to/this/folder"); tokenizer = llm.get_tokenizer()',
-        f"    prompt = {encode})",
-        '    print(llm.generate({"prompt_token_ids": prompt.input_ids}, SamplingParams(temperature=0, max_tokens=32))[0].outputs[0].text)',
+        *(f"    {line}" for line in encode),
+        '    print(llm.generate({"prompt_token_ids": ids}, SamplingParams(temperature=0, max_tokens=32))[0].outputs[0].text)',
         "```",
         "",
     ]
 
 
-def _adds_start(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the tokenizer's special tokens belong to a prompt. Raises InputError where neither with nor without them it is as trained."""
-    text = EXAMPLE
+def _adds_start(tokenizer: "PreTrainedTokenizerBase", asked: Format) -> bool | None:
+    """Whether the tokenizer's special tokens belong to a prompt; None where the tokenizer alone does not give it as trained."""
+    text = EXAMPLE if asked.encoder_decoder else EXAMPLE + asked.separator
+    wanted = asked.prompt_ids(tokenizer, EXAMPLE)
+    if asked.template == "chat" or asked.prefixes == "tokens":
+        return None
     for special in (False, True):
-        found = tokenizer(text + SEPARATOR, add_special_tokens=special, split_special_tokens=True)["input_ids"]
-        if list(found) == prompt_ids(tokenizer, text):
+        if list(tokenizer(text, add_special_tokens=special, split_special_tokens=True)["input_ids"]) == wanted:
             return special
-    raise InputError(
-        "the student's tokenizer: it puts special tokens behind a text, so that its prompts cannot be told"
-    )
+    return None
 
 
 def _training(card: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:

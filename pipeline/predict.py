@@ -39,17 +39,19 @@ from pydantic import Field, JsonValue
 from pipeline import embedded, evaluate
 from pipeline.binding import suggestion
 from pipeline.config import Config
-from pipeline.evaluate import Answer, closed_set, read_label
+from pipeline.evaluate import closed_set, read_label
 from pipeline.files import InputError, RowError, RunError, digest, plain, sha256, strict_json, sync_folder, write_json
+from pipeline.formats import Format
+from pipeline.generate import Answer
 from pipeline.ingest import ingest
 from pipeline.labels import LabelType
 from pipeline.progress import Advance, bar, say_line
 from pipeline.prompts import check_text
 from pipeline.records import Drop, Prompt, Record, Row, Target
-from pipeline.shard import student_prompt
+from pipeline.shard import said_label, student_prompt
 from pipeline.sources import HUB, files, read
 from pipeline.sources import Row as Sourced
-from pipeline.student import StudentSettings, prompt_ids, quiet
+from pipeline.student import StudentSettings, quiet
 from pipeline.student import identity as identity_of
 from pipeline.teachers import vllm as vllm_teacher
 from pipeline.teachers import vllm_engine
@@ -61,7 +63,7 @@ Backend = Literal["transformers", "vllm"]
 VERSION: Final = 1  # raise it when the same rows, model and settings give other lines than before
 COLUMNS: Final = ("input", "text")  # what a row's input is looked for in, where nothing says it
 BLOCK: Final[Mapping[Backend, int]] = {"transformers": 512, "vllm": 4096}  # rows that are read before one is written
-MOST_TOKENS: Final[Mapping[Target, int]] = {"label": 32, "rationale": 96, "response": 256}
+MOST_TOKENS: Final[Mapping[Target, int]] = {"label": 32, "rationale": 96, "response": 256, "chain_of_thought": 256}
 BATCH: Final = 32  # prompts that transformers computes at once
 
 
@@ -138,7 +140,7 @@ class Asking:
     def reads_labels(self) -> bool:
         """Whether an answer stands for a label; a free response does not, unless something says how it is to be read."""
         told = self.labels is not None or self.choices is not None or self.label_type != "text"
-        return self.task == "label" or (self.task == "response" and told)
+        return self.task in ("label", "chain_of_thought") or (self.task == "response" and told)
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class Student:
     """A model that is ready: it answers prompts of tokens, each with at most so many tokens, in their order."""
 
     tokenizer: Any
+    format: Format
     context: int | None
     ask: Callable[[Sequence[list[int]], int, Advance], Sequence[Answer | Failed]]
 
@@ -201,7 +204,8 @@ def predict(
     source = data if data.startswith(HUB) else Path(data)
     rows, first = _looked_through(source)
     asking = _asking(
-        first, config, backend=backend, task=task, rationale=rationale, input=input, labels=labels, label_type=label_type,
+        first, Format.of(model).tasks, config, backend=backend, task=task, rationale=rationale, input=input,
+        labels=labels, label_type=label_type,
         id=id, max_new_tokens=max_new_tokens, max_rationale_tokens=max_rationale_tokens,
     )  # fmt: skip
     identity = _identity(model)
@@ -253,16 +257,6 @@ def default_backend() -> Backend:
     return "vllm" if find_spec("vllm") is not None and evaluate.device() == "cuda" else "transformers"
 
 
-def _prompt_ids(tokenizer: Any, task: Target, text: str) -> list[int]:
-    """The tokens that a trained student is asked a task by: the one place that knows how."""
-    return prompt_ids(tokenizer, student_prompt(task, text))
-
-
-def _end_token(tokenizer: Any) -> int:
-    """The token that a trained student ends its answers with."""
-    return int(tokenizer.eos_token_id)
-
-
 def _looked_through(source: Path | str) -> tuple[int | None, Mapping[str, Any] | None]:
     """The number of rows, and the first that can be read; of a Hub data set the first alone, so that it is sent only once.
 
@@ -281,6 +275,7 @@ def _looked_through(source: Path | str) -> tuple[int | None, Mapping[str, Any] |
 
 def _asking(
     first: Mapping[str, Any] | None,
+    learned: Sequence[Any],
     config: Config | None,
     *,
     backend: str | None,
@@ -293,12 +288,13 @@ def _asking(
     max_new_tokens: int | None,
     max_rationale_tokens: int,
 ) -> Asking:
-    """The settings as they resolve. Raises InputError for values that are not known, and where nothing says what the input is."""
+    """The settings as they resolve; ``learned`` are the tasks that the student says it has.
+
+    Raises InputError for values that are not known, and where nothing says what the input is.
+    """
     of_task = config.task if config is not None else None
-    targets: Sequence[Target] = of_task.targets if of_task is not None else ()
-    default: Target = (
-        "response" if "response" in targets else "label" if "label" in targets or not targets else "rationale"
-    )
+    targets: Sequence[Target] = learned or (of_task.targets if of_task is not None else ())
+    default: Target = "rationale" if set(targets) == {"rationale"} else evaluate.asked_task(targets)
     chosen: Target = _one_of("--task", task, get_args(Target)) or default
     if chosen == "rationale" and rationale:
         raise InputError("--rationale: the task is the rationale already; leave it out")
@@ -471,7 +467,7 @@ def _said(
         if isinstance(prompt, Drop):
             found[index] = Failed("bad_row", str(prompt.evidence["problem"]))
             continue
-        ids = _prompt_ids(student.tokenizer, task, prompt.input)
+        ids = student.format.prompt_ids(student.tokenizer, student_prompt(task, prompt.input))
         if student.context is not None and len(ids) + most > student.context:
             told = f"{len(ids):,} tokens, and {most:,} for the answer, are more than the model's {student.context:,}"
             found[index] = Failed("too_long", told)
@@ -492,7 +488,8 @@ def _read(answer: Answer | Failed, prompt: Prompt | Drop, asking: Asking) -> tup
         return None, "not_finished", None
     if not asking.reads_labels:
         return None, None, None
-    label = read_label(answer.text, asking.label_type, asking.labels, prompt.choices)
+    said = said_label(answer.text) if asking.task == "chain_of_thought" else answer.text
+    label = read_label(said, asking.label_type, asking.labels, prompt.choices)
     if label is not None:
         return label, None, None
     options = prompt.choices or closed_set(asking.label_type, asking.labels)
@@ -516,7 +513,9 @@ def _transformers(model: str, identity: Mapping[str, Any], batch_size: int | Non
             raise RunError("predict: out of GPU memory; run again with a lower --batch-size") from None
 
     with quiet():
-        yield Student(checkpoint.tokenizer, getattr(checkpoint.model.config, "max_position_embeddings", None), ask)
+        config = checkpoint.model.config
+        context = None if checkpoint.format.encoder_decoder else getattr(config, "max_position_embeddings", None)
+        yield Student(checkpoint.tokenizer, checkpoint.format, context, ask)
 
 
 @contextmanager
@@ -544,7 +543,8 @@ def _vllm(model: str, identity: Mapping[str, Any], batch_size: int | None) -> It
         "use_tqdm_on_load": False,
         **({"max_num_seqs": batch_size} if batch_size is not None else {}),
     }
-    end = _end_token(tokenizer)
+    asked_as = Format.of(model)
+    end = asked_as.end_token_id(tokenizer)
     asked: dict[str, list[int]] = {}
     context: list[int] = []
 
@@ -590,7 +590,7 @@ def _vllm(model: str, identity: Mapping[str, Any], batch_size: int | None) -> It
                     advance()
                 return [found[index] for index in range(len(prompts))]
 
-            yield Student(tokenizer, context[0], ask)
+            yield Student(tokenizer, asked_as, context[0], ask)
 
 
 def _located(model: str, identity: Mapping[str, Any]) -> dict[str, Any]:

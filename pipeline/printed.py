@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.revocations import Revocation
     from pipeline.revoke import Reach, Reached
     from pipeline.runner import Outcome
+    from pipeline.sweeps import Planned, Swept
 
 
 def would_drop(found: "DryRun") -> None:
@@ -328,6 +329,40 @@ def models(figures: dict[str, Any], speeds: dict[str, float]) -> None:
             )
         header = (f"on {name}", "accuracy", "95% interval", "macro-F1", "examples/s", "parameters", "rows")
         table(header, rows, right=(1, 2, 3, 4, 5, 6))
+
+
+def planned_sweep(name: str, points: "list[Planned]") -> None:
+    """The points of a sweep, and what would run for each."""
+    from pipeline.sweeps import described
+
+    rows = [
+        (f"{number:,}", described(point.knobs), ", ".join(point.runs) or "nothing")
+        for number, point in enumerate(points, 1)
+    ]
+    table(("point", "settings", "runs"), rows, right=(0,))
+    trainings = sum("train" in point.runs for point in points)
+    print(
+        f"{name}: {len(points):,} points, {trainings:,} trainings; what an earlier point runs is shared; nothing was written"
+    )
+
+
+def swept(found: "Swept") -> None:
+    """A row for each setting and eval set, what to know about them, and which points have no result."""
+    from pipeline.files import plain
+    from pipeline.sweeps import described, notes
+    from pipeline.sweeps import table as cells
+
+    if found.settings:
+        header, rows, right = cells(found)
+        table(header, rows, right)
+        for note in notes(found):
+            print(plain(note, 1000))
+    for one in found.failures:
+        print(f"failed: {described(one.knobs)}: {one.stage}: {plain(one.error, 1000)}")
+    done = found.points - len(found.failures)
+    print(
+        f"{found.name}: {done:,} of {found.points:,} points have a result, {found.trained:,} trained now: {found.folder}"
+    )
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:

@@ -53,6 +53,27 @@ def ask(config: Config, stage: str, settled: Mapping[str, Path] | None = None) -
         if folder is None:
             return None
         parents[parent] = Parent(key=folder.name, manifest=sha256(folder / outputs.MANIFEST))
+    settings, found, identities = _resolution(config, stage)
+    key = key_of(stage, STAGES[stage].version, settings, parents, identities)
+    return Ask(stage, key, private(config.given.get(stage, {})), settings, _distinct(found), parents, identities)
+
+
+def likenesses(config: Config) -> dict[str, str]:
+    """For each stage a digest that is the same for other settings exactly where they lead to the same result of this stage.
+
+    It is the stage's key with the likenesses of the stages it reads in place of their manifests, so no result has to be there.
+    Raises InputError where an input file cannot be read.
+    """
+    found: dict[str, str] = {}
+    for stage in config.stages:
+        settings, _, identities = _resolution(config, stage)
+        parents = {parent: found[parent] for parent in config.parents(stage)}
+        found[stage] = _key(stage, STAGES[stage].version, settings, parents, identities)
+    return found
+
+
+def _resolution(config: Config, stage: str) -> tuple[dict[str, Any], list[Source], dict[str, Any]]:
+    """What a stage's key is made of beside its parents: settings with files by content, and models; and the files that were read."""
     found: list[Source] = []
     root = config.file.parent  # by which relative paths in the settings begin
     settings = {name: _resolved(value, found, root) for name, value in config.stages[stage].items()}
@@ -62,10 +83,7 @@ def ask(config: Config, stage: str, settled: Mapping[str, Path] | None = None) -
         if config.task.inputs.startswith(sources.HUB):
             read.append(_hub(config.task.inputs))
         found += _licensed(read, config.task.license)
-    settings = private(settings)
-    identities = private(STAGES[stage].identities(config.stages[stage]))
-    key = key_of(stage, STAGES[stage].version, settings, parents, identities)
-    return Ask(stage, key, private(config.given.get(stage, {})), settings, _distinct(found), parents, identities)
+    return private(settings), found, private(STAGES[stage].identities(config.stages[stage]))
 
 
 def key_of(
@@ -76,12 +94,22 @@ def key_of(
     identities: Mapping[str, Any],
 ) -> str:
     """A stage's key, from what its manifest holds: 32 hexadecimal digits."""
+    return _key(stage, version, settings, {name: parent.manifest for name, parent in parents.items()}, identities)
+
+
+def _key(
+    stage: str,
+    version: int,
+    settings: Mapping[str, Any],
+    parents: Mapping[str, str],
+    identities: Mapping[str, Any],
+) -> str:
     return digest(
         {
             "stage": stage,
             "version": version,
             "settings": _keyed(settings, stage),
-            "parents": {name: parent.manifest for name, parent in parents.items()},
+            "parents": {**parents},
             "identities": identities,
         }
     )

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-Target = Literal["label", "rationale", "response"]
+Target = Literal["label", "rationale", "response", "chain_of_thought"]
 S = TypeVar("S", bound=msgspec.Struct)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -189,6 +189,10 @@ class TrainingRow(Row, frozen=True):
     difficulty: Annotated[
         float | None,
         Meta(description="entropy of the votes on its example, in bits; None without several votes of teachers"),
+    ] = None
+    distribution: Annotated[
+        str | None,
+        Meta(description="label -> probability as a JSON object in a text: what is learned instead of the completion"),
     ] = None
 
 

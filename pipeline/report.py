@@ -44,7 +44,12 @@ MODELS = {
     "teacher": "as the pipeline asks it",
     "majority": "always the most frequent label",
 }
-LOSSES = {"label_loss": "Label loss", "rationale_loss": "Rationale loss", "response_loss": "Response loss"}
+LOSSES = {
+    "label_loss": "Label loss",
+    "rationale_loss": "Rationale loss",
+    "response_loss": "Response loss",
+    "chain_of_thought_loss": "Chain-of-thought loss",
+}
 OTHER_TEXTS = {
     "twin_text": "the row that was kept for it",
     "eval_text": "the eval row",

@@ -10,8 +10,8 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ WRITTEN_IN = (
     "signatures",
 )  # folders of a run where a killed process can leave a temporary file
 RUN_FACTS = "run.json"  # times and the host: what may differ between two runs with the same bytes
+ASIDE = "aside"  # there: the result was made while another one, or none, stayed in force
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,17 @@ def run(
     chosen = choose(config, stages, start, until)
     verify(config)
     _permit(config, chosen, force=force)
-    outcomes = []
+    outcomes: list[Outcome] = []
+    with at_work(config, processes) as crew:
+        for stage in chosen:
+            verified = any(outcome.ran for outcome in outcomes)
+            outcomes.append(_stage(config, stage, crew, force=force, verified=verified))
+    return outcomes
+
+
+@contextmanager
+def at_work(config: Config, processes: int | None = None) -> Iterator[Crew]:
+    """Hold the run folder alone, rid of what a killed process was writing in it. Raises RunError where another process has it."""
     config.run.mkdir(parents=True, exist_ok=True)
     with (
         held_alone(config.run / LOCK, config.run),
@@ -77,33 +88,55 @@ def run(
     ):
         for name in WRITTEN_IN:
             clear(config.run / name)
-        for stage in chosen:
-            began = time.monotonic()
-            asked = provenance.ask(config, stage)
-            if asked is None:
-                missing = [parent for parent in config.parents(stage) if outputs.current(config.run, parent) is None]
-                raise InputError(
-                    f"{stage}: reads {missing[0]}, which has no result yet; run `stepdistill run --until {stage}`"
-                )
-            folder = provenance.finished_folder(config, stage, asked.key)
-            if folder is not None and not force:
-                outputs.point(config.run, stage, asked.key)
-                say_line(f"{stage}: unchanged ({asked.key[:8]})")
-                outcomes.append(Outcome(stage, folder, outputs.read_manifest(folder), False, 0.0))
-                continue
-            if not any(outcome.ran for outcome in outcomes):
-                verify(config, thorough=True)
-            say_line(f"{stage}: running ({asked.key[:8]})")
-            if STAGES[stage].kind == "job":
-                crew.rest()  # an engine or a training has the machine to itself
-            folder = _execute(config, STAGES[stage], asked, crew)
+        yield crew
+
+
+def aside(config: Config, crew: Crew) -> Iterator[Outcome]:
+    """All stages one after the other, while what is in force stays so: each reads the results made here, and no ``current`` is written.
+
+    Only inside ``at_work``, and for settings that were verified and permitted. Raises as ``run`` does.
+    """
+    settled: dict[str, Path] = {}
+    for stage in config.stages:
+        outcome = _stage(config, stage, crew, settled=settled, verified=True)
+        settled[stage] = outcome.folder
+        yield outcome
+
+
+def _stage(
+    config: Config,
+    stage: str,
+    crew: Crew,
+    *,
+    verified: bool,
+    force: bool = False,
+    settled: Mapping[str, Path] | None = None,
+) -> Outcome:
+    """One stage, run or passed over; ``settled`` names the results it reads where these are not those in force."""
+    began = time.monotonic()
+    asked = provenance.ask(config, stage, settled)
+    if asked is None:
+        missing = [parent for parent in config.parents(stage) if outputs.current(config.run, parent) is None]
+        raise InputError(f"{stage}: reads {missing[0]}, which has no result yet; run `stepdistill run --until {stage}`")
+    folder = provenance.finished_folder(config, stage, asked.key)
+    if folder is not None and not force:
+        if settled is None:
             outputs.point(config.run, stage, asked.key)
-            outcome = Outcome(stage, folder, outputs.read_manifest(folder), True, time.monotonic() - began)
-            say_line(f"{stage}: {counts_line(outcome.manifest.counts)} in {outcome.seconds:.1f} s")
-            for warning in shift.warnings(outcome.manifest):
-                say_line(f"{stage}: warning: {warning}")
-            outcomes.append(outcome)
-    return outcomes
+            say_line(f"{stage}: unchanged ({asked.key[:8]})")
+        return Outcome(stage, folder, outputs.read_manifest(folder), False, 0.0)
+    if not verified:
+        verify(config, thorough=True)
+    say_line(f"{stage}: running ({asked.key[:8]})")
+    if STAGES[stage].kind == "job":
+        crew.rest()  # an engine or a training has the machine to itself
+    folder = _execute(config, STAGES[stage], asked, crew, in_force=settled is None)
+    if settled is None:
+        outputs.point(config.run, stage, asked.key)
+    outcome = Outcome(stage, folder, outputs.read_manifest(folder), True, time.monotonic() - began)
+    say_line(f"{stage}: {counts_line(outcome.manifest.counts)} in {outcome.seconds:.1f} s")
+    for warning in shift.warnings(outcome.manifest):
+        say_line(f"{stage}: warning: {warning}")
+    return outcome
 
 
 def _permit(config: Config, chosen: list[str], *, force: bool) -> None:
@@ -141,8 +174,8 @@ def reasons_line(counts: Counts) -> str:
     return ", ".join(f"{reason} {number:,}" for reason, number in ordered)
 
 
-def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew) -> Path:
-    """Run one stage into its folder and write the manifest."""
+def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew, *, in_force: bool) -> Path:
+    """Run one stage into its folder and write the manifest; ``in_force``: its result is about to be the one in force."""
     folder = config.run / stage.name / asked.key
     finished = folder / outputs.MANIFEST
     known = None if finished.exists() else _known(config, stage, asked)
@@ -154,8 +187,7 @@ def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew) -> Path:
         left.unlink()
     began = time.time()
     settings = config.stages[stage.name]
-    parents = {name: outputs.current(config.run, name) for name in asked.parents}
-    inputs = {name: path for name, path in parents.items() if path is not None}
+    inputs = {name: config.run / name / parent.key for name, parent in asked.parents.items()}
     tally = _Tally()
     writers = _Writers(folder, settings.get("rows_per_shard", ROWS_PER_FILE), tree=stage.tree)
     if stage.kind == "job":
@@ -210,7 +242,7 @@ def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew) -> Path:
         details=tally.details,
         digest="0" * 64,
     )
-    write_json(folder / RUN_FACTS, _run_facts(began))
+    write_json(folder / RUN_FACTS, {**_run_facts(began), **({} if in_force else {ASIDE: True})})
     manifest = manifest.model_copy(update={"digest": outputs.manifest_digest(manifest)})
     outputs.write_manifest(folder, manifest)
     return folder

@@ -3,13 +3,15 @@
     {"id": "9f../label", "task": "label", "split": "train", "prompt": "[label] Late goal sinks ..", "completion": "sports", ..}
     {"id": "9f../rationale", .., "prompt": "[rationale] Late goal sinks ..", "completion": "A goal is scored.", ..}
 
-The prefix tells the student which of its tasks is meant. A student of free responses has one task and gets the bare input, so that
-afterwards it is asked like any fine-tuned model.
+The prefix tells the student which of its tasks is meant. A student of free responses, or of a chain of thought (``.. So the answer is
+sports.``: rationale and label in one completion), has one task and gets the bare input, so that afterwards it is asked like any
+fine-tuned model.
 
-Which label is trained on is the setting ``label``: the ``vote`` of all responses, the row's own true label (``gold``), or what one
-``teacher`` said in its first response that could be read. The rationale is always one that argues for the voted label. Where another
-label is trained on, it would argue against it, so such an example is dropped (``rationale_of_other_label: keep`` trains both all the
-same); ``stages.sample.rationalise`` is how true labels get rationales of their own.
+Which label is trained on is the setting ``label``: the ``vote`` of all responses, the row's own true label (``gold``), what one ``teacher``
+said in its first response that could be read, or ``soft``: the teachers' whole distribution over the labels, which stands in the field
+``distribution`` of the label's row beside the voted label. The rationale is always one that argues for the voted label. Where another label
+is trained on, it would argue against it, so such an example is dropped (``rationale_of_other_label: keep`` trains both all the same);
+``stages.sample.rationalise`` is how true labels get rationales of their own.
 
 ``difficulty`` is how much the votes on an example disagree, in bits: 0 where all say the same, 1 where two labels have half of the
 votes each. Files are in input order; a curriculum is a line more, and the trainer here shuffles the rows and does not look at it::
@@ -41,10 +43,16 @@ CARD = "README.md"  # in the stage's folder
 LABEL_PREFIX = "[label] "
 RATIONALE_PREFIX = "[rationale] "
 RESPONSE_PREFIX = ""
-PREFIXES: Mapping[Target, str] = {"label": LABEL_PREFIX, "rationale": RATIONALE_PREFIX, "response": RESPONSE_PREFIX}
+PREFIXES: Mapping[Target, str] = {
+    "label": LABEL_PREFIX,
+    "rationale": RATIONALE_PREFIX,
+    "response": RESPONSE_PREFIX,
+    "chain_of_thought": RESPONSE_PREFIX,
+}
 SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 
-Source = Literal["vote", "gold", "teacher"]
+Source = Literal["vote", "gold", "teacher", "soft"]
+ANSWER = "So the answer is "  # what a chain of thought says before its label
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,8 @@ def shard(
 ) -> Iterator[TrainingRow | Drop]:
     """One training row for each example and target, in order; an example that lacks one of them is dropped with all of them.
 
-    ``label``: which one is trained on. ``teacher``: whose, with ``label: teacher``; the first of stages.sample.teacher where none is named.
+    ``label``: which one is trained on; ``soft`` needs stages.sample.soft_labels. ``teacher``: whose, with ``label: teacher``; the first of
+    stages.sample.teacher where none is named.
     ``rationale_of_other_label``: what becomes of an example whose rationale argues for another label than the one trained on.
     ``validation`` is the share of examples that are held back; ``rows_per_shard`` and ``task``, the name that stands in the data card, are
     read by whoever writes the files. The inputs' ``license`` and the ``output_terms`` by teacher change no row: they go along with the
@@ -120,6 +129,7 @@ def _rows(rows: Iterable[Example], terms: Terms, validation: float, seed: int) -
             continue
         held_back = split(example.id, validation=validation, seed=seed)
         hard = difficulty(example)
+        soft = json.dumps(example.soft_labels, ensure_ascii=False) if terms.label == "soft" else None
         for target, completion in found.items():
             yield TrainingRow(
                 id=f"{example.id}/{target}",
@@ -129,6 +139,7 @@ def _rows(rows: Iterable[Example], terms: Terms, validation: float, seed: int) -
                 prompt=student_prompt(target, example.input),
                 completion=completion,
                 difficulty=hard,
+                distribution=soft if target == "label" else None,
             )
 
 
@@ -143,7 +154,14 @@ def completions(example: Example, terms: Terms) -> dict[Target, str] | Refused:
             return _refused("gold_not_in_set", example, options=[*options])
     elif terms.label == "teacher" and label is None:
         return _refused("no_teacher_label", example, teacher=_teacher(terms))
-    texts: dict[Target, str | None] = {"label": label, "rationale": example.rationale, "response": example.text}
+    elif terms.label == "soft" and not example.soft_labels:
+        return _refused("no_soft_labels", example)
+    texts: dict[Target, str | None] = {
+        "label": label,
+        "rationale": example.rationale,
+        "response": example.text,
+        "chain_of_thought": chain_of_thought(example.rationale, label),
+    }
     found: dict[Target, str] = {}
     for target in terms.targets:
         text = texts[target]
@@ -152,9 +170,26 @@ def completions(example: Example, terms: Terms) -> dict[Target, str] | Refused:
     if len(found) < len(terms.targets):
         missing: list[JsonValue] = [target for target in terms.targets if target not in found]
         return Refused(f"no_{missing[0]}", {"missing": missing, "response": example.response})
-    if terms.label != "vote" and terms.rationale_of_other_label == "drop" and _argues_for_other(example, label, terms):
+    if (
+        terms.label in ("gold", "teacher")
+        and terms.rationale_of_other_label == "drop"
+        and _argues_for_other(example, label, terms)
+    ):
         return _refused("rationale_of_other_label", example, trained_on=label, label_from=terms.label)
     return found
+
+
+def chain_of_thought(rationale: str | None, label: str | None) -> str | None:
+    """Rationale and label in one text, from which ``said_label`` reads the label again; None where one of them is missing."""
+    if not (rationale or "").strip() or not (label or "").strip():
+        return None
+    return f"{(rationale or '').strip()} {ANSWER}{label}."
+
+
+def said_label(text: str) -> str:
+    """The label at the end of a chain of thought; nothing where it comes to no answer."""
+    _, found, label = text.rpartition(ANSWER)
+    return label.strip().removesuffix(".") if found else ""
 
 
 def _refused(reason: str, example: Example, **more: JsonValue) -> Refused:
@@ -163,7 +198,7 @@ def _refused(reason: str, example: Example, **more: JsonValue) -> Refused:
 
 def trained_label(example: Example, terms: Terms) -> str | None:
     """The label that a student is trained on, in its one spelling; None where the example has none."""
-    if terms.label == "vote":
+    if terms.label in ("vote", "soft"):
         return example.label
     if terms.label == "teacher":
         name = _teacher(terms)

@@ -119,13 +119,13 @@ STAGES = {
             corpus=balance.CORPUS, check=lambda settings: balance.checked(**settings),
         ),
         Stage(
-            "shard", "map", shard.shard, ("balance",), Example, TrainingRow, 2, "tasks",
+            "shard", "map", shard.shard, ("balance",), Example, TrainingRow, 3, "tasks",
             "`[label] ` and `[rationale] ` rows, splits, data card", per_row=True,
             check=lambda settings: shard.shard((), **settings),
             units=lambda settings: len(settings["targets"]), prefix=lambda row: row.split, tree=True,
         ),
         Stage(
-            "train", "job", train.train, ("shard",), TrainingRow, Trained, 2, "training rows",
+            "train", "job", train.train, ("shard",), TrainingRow, Trained, 3, "training rows",
             "TRL SFT, both tasks in every step", optional=True,
             identities=lambda settings: {"student": train.identity(settings["student"])},
             models=train.models, permitted=train.permitted,

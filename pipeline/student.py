@@ -1,33 +1,34 @@
-"""The student before training: where it comes from, cut to fewer layers, and how rows become its tokens.
+"""The student before training: where it comes from, and how much of it is kept.
 
     student: embedded                             # or a checkpoint folder, or a name on the Hub: owner/name, owner/name@revision
     student: {from: embedded, layers: 8}          # 8 of its layers, evenly spaced, the first and the last among them
     student: {from: embedded, layers: [0, 1, 29]} # exactly these
 
-A row's tokens are those of its prompt and a newline, then those of its completion and the end-of-sequence token. The two parts are
-tokenised apart, so that no token ever reaches over the boundary, and text that looks like a special token is taken as text.
+How rows become its tokens is its `formats.Format`.
 
-Limits: causal language models of transformers whose weights lie in safetensors files; no code from a checkpoint is run. Layers can be
-cut where they stand in one list and have like parts, which is so for the common decoders. A local folder's path starts where the
-command runs.
+Limits: causal and encoder-decoder language models of transformers whose weights lie in safetensors files; no code from a checkpoint is
+run. Weights are held in float32. A local folder's path starts where the command runs.
 """
 
+import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from pipeline import embedded, terms
+from pipeline.cut import cut
 from pipeline.files import InputError, plain, sha256
+from pipeline.progress import say_line
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
-SEPARATOR = "\n"
 
 
 class StudentSettings(BaseModel):
@@ -83,11 +84,13 @@ def facts(student: StudentSettings, identity: Mapping[str, Any]) -> dict[str, Js
 def load(student: StudentSettings) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
     """The model in float32, cut where that is asked for, its tokenizer, and the name of the type its weights were stored in.
 
-    Raises InputError where the source cannot be used as a student.
+    Whether it is an encoder-decoder is told by ``model.config.is_encoder_decoder``. A tokenizer without a pad token gets its end token as
+    one, and a line says so. Raises InputError where the source cannot be used as a student.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     name = plain(student.source)
     where: dict[str, Any] = {"trust_remote_code": False}
@@ -101,14 +104,25 @@ def load(student: StudentSettings) -> "tuple[PreTrainedModel, PreTrainedTokenize
         config = AutoConfig.from_pretrained(source, **where)
         stored = str(config.dtype or torch.float32).removeprefix("torch.")
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **where)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model, told = kind.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **where
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise InputError(f"train.student: {name}: {_problem(error)}") from None
+    if told["missing_keys"]:
+        lacking = sorted(told["missing_keys"])
+        shown = plain(", ".join(lacking[:3]), 160) + (", .." if len(lacking) > 3 else "")
         raise InputError(
-            f"train.student: {name}: cannot be loaded ({plain(str(error), 160)}); name a causal language model"
-        ) from None
+            f"train.student: {name}: {len(lacking):,} of its weights are not in its files ({shown}); name a whole language model"
+        )
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"train.student: {name}: its tokenizer has no end-of-sequence token, so it could not learn to stop"
+        )
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        raise InputError(
+            f"train.student: {name}: config.json names no decoder_start_token_id, so its decoder could not begin; add it there"
         )
     words = model.get_input_embeddings().num_embeddings
     if max(tokenizer.get_vocab().values()) >= words:
@@ -116,76 +130,27 @@ def load(student: StudentSettings) -> "tuple[PreTrainedModel, PreTrainedTokenize
             f"train.student: {name}: its tokenizer has tokens beyond the model's {words:,}; they do not belong together"
         )
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = (
-            tokenizer.eos_token
-        )  # padding is masked everywhere; this only lets batches be made of the saved student
+        tokenizer.pad_token = tokenizer.eos_token  # masked everywhere; it only lets batches be made
+        _say_once(f"train: {name} has no pad token; its end token pads")
     if student.layers is not None:
         model = cut(model, student.layers, name)
     return model, tokenizer, stored
 
 
-def cut(model: "PreTrainedModel", layers: int | list[int], name: str = "model") -> "PreTrainedModel":
-    """A model with some of ``model``'s layers: so many, evenly spaced with the first and the last among them, or those listed.
-
-    Embeddings, head and final norm are kept. Raises InputError where the layers are not there or cannot be told from the rest.
-    """
-    from copy import deepcopy
-
-    from torch import nn
-
-    total = getattr(model.config, "num_hidden_layers", None)
-    stacks = [path for path, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == total]
-    if total is None or len(stacks) != 1:
-        raise InputError(
-            f"train.student.layers: {name}: its layers do not stand in one list, so they cannot be cut; leave 'layers' out"
-        )
-    kept = evenly_spaced(layers, total) if isinstance(layers, int) and layers <= total else layers
-    if isinstance(kept, int) or max(kept) >= total or sorted(set(kept)) != kept:
-        raise InputError(
-            f"train.student.layers: {name} has {total} layers; give a number up to that, or rising numbers from 0 to {total - 1}"
-        )
-    config: PretrainedConfig = deepcopy(model.config)
-    config.num_hidden_layers = len(kept)
-    for field, value in config.to_dict().items():
-        if "layer" in field and isinstance(value, list) and len(value) == total:  # such as layer_types
-            setattr(config, field, [value[layer] for layer in kept])
-    smaller = type(model)(config)
-    stack = stacks[0]
-    weights = {field: value for field, value in model.state_dict().items() if not field.startswith(f"{stack}.")}
-    for new, old in enumerate(kept):
-        for field, value in model.get_submodule(f"{stack}.{old}").state_dict().items():
-            weights[f"{stack}.{new}.{field}"] = value
-    try:
-        smaller.load_state_dict(weights)
-    except RuntimeError:
-        problem = f"{name}: its layers differ from one another, so they cannot be cut; leave 'layers' out"
-        raise InputError(f"train.student.layers: {problem}") from None
-    smaller.tie_weights()
-    smaller.generation_config = model.generation_config
-    return smaller
+@cache
+def _say_once(line: str) -> None:
+    """A line on the student, which is loaded anew for each model that starts from it."""
+    say_line(line)
 
 
-def evenly_spaced(count: int, total: int) -> list[int]:
-    """``count`` of the numbers 0 to ``total`` - 1, spread evenly, both ends among them (1 gives the first)."""
-    return [round(index * (total - 1) / max(count - 1, 1)) for index in range(count)]
-
-
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-    """The tokens that a trained student is given: those of the prompt and the separator, after the tokenizer's own start token if any."""
-    start = [tokenizer.bos_token_id] if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else []
-    return start + _ids(tokenizer, prompt + SEPARATOR)
-
-
-def completion_ids(tokenizer: "PreTrainedTokenizerBase", completion: str) -> list[int]:
-    """The tokens that the student learns to write, the end-of-sequence token last."""
-    return [*_ids(tokenizer, completion), tokenizer.eos_token_id]
-
-
-def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    found: Iterable[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
-        "input_ids"
-    ]
-    return list(found)
+def _problem(error: Exception) -> str:
+    """Why a student could not be loaded and what to do, in the words of this program where they are known."""
+    said = str(error)
+    if isinstance(error, ValueError) and "trust_remote_code" in said:
+        return "it needs code of its own, which is never run; name a model that transformers knows by itself"
+    if isinstance(error, OSError) and "model.safetensors" in said:
+        return "it has no weights in safetensors files, and others are not read: a .bin file can run code; convert them first"
+    return f"cannot be loaded ({plain(said, 160)}); name a causal or an encoder-decoder language model"
 
 
 def _local(source: str) -> Path | None:
@@ -229,19 +194,23 @@ def quiet() -> Iterator[None]:
     """Without the libraries' notes to developers; errors are raised as ever."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        packing = logging.getLogger("bitsandbytes")  # where it is installed, TRL and peft import it, and it complains
+        packing_level = packing.level
+        packing.setLevel(logging.ERROR)
         import datasets
-        from transformers.utils import logging
+        from transformers.utils import logging as verbosity
 
-        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        level, bars = verbosity.get_verbosity(), verbosity.is_progress_bar_enabled()
         data_bars = datasets.are_progress_bars_disabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        verbosity.set_verbosity_error()
+        verbosity.disable_progress_bar()
         datasets.disable_progress_bars()
         try:
             yield
         finally:
-            logging.set_verbosity(level)
+            packing.setLevel(packing_level)
+            verbosity.set_verbosity(level)
             if bars:
-                logging.enable_progress_bar()
+                verbosity.enable_progress_bar()
             if not data_bars:
                 datasets.enable_progress_bars()

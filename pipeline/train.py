@@ -10,132 +10,147 @@ Beside these rows the folder holds::
     run-train.json      speeds, which no result depends on
 
 While it works, ``checkpoints-<model>`` holds what an interrupted training goes on from; started again with the same settings it ends with
-the same metrics as if it had not been stopped.
+the same weights and metrics as if it had not been stopped.
 
-A row that is longer than ``max_length`` tokens is dropped, with its example's other rows, never cut. Limits: rows and their tokens are
-held in memory; on a machine with several GPUs one is used. Two machines of different kind do not train to the same bytes.
+A row that is longer than ``max_length`` tokens is dropped, with its example's other rows, unless ``too_long: cut`` says otherwise.
+Limits: rows and their tokens are held in memory. Two machines of different kind do not train to the same bytes.
 """
 
-import json
-import math
-import os
 import shutil
-import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, TypeAdapter
+from pydantic_core import to_jsonable_python
 
-from pipeline import terms
-from pipeline.binding import From
-from pipeline.files import (
-    InputError,
-    RunError,
-    atomic,
-    canonical_json,
-    plain,
-    read_jsonl,
-    sha256,
-    strict_json,
-    sync_folder,
-    write_json,
+from pipeline import labels, terms
+from pipeline.adapters import Adapter, merge, wrap
+from pipeline.binding import From, InputPath
+from pipeline.encoding import SPLITS, Encoded, Encoding, Fraction, TooLong, encode
+from pipeline.files import InputError, RunError, canonical_json, plain, read_jsonl, sha256, strict_json, write_json
+from pipeline.fit import (
+    CITATION,
+    METRICS,
+    SPEEDS,
+    Attention,
+    Keep,
+    Precision,
+    Recipe,
+    Start,
+    counts,
+    fit,
+    parameters,
 )
+from pipeline.fit import (
+    precision as computed_in,
+)
+from pipeline.formats import Format, add_prefixes
+from pipeline.labels import LabelType
+from pipeline.launch import launch
+from pipeline.model_folder import finish
 from pipeline.outputs import MANIFEST, Job, Totals, read_manifest
-from pipeline.progress import bar, say_line
+from pipeline.progress import say_line
 from pipeline.records import Drop, Target, Trained, TrainingRow
-from pipeline.shard import SPLITS
-from pipeline.student import Student, StudentSettings, completion_ids, facts, identity, load, prompt_ids, quiet
+from pipeline.student import Student, StudentSettings, facts, identity, load, quiet
 from pipeline.terms import OutputTerms
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-__all__ = ["fit", "identity", "models", "permitted", "train", "train_on_shards"]
+__all__ = ["CITATION", "METRICS", "SPEEDS", "identity", "models", "permitted", "train", "train_on_shards"]
 
 STUDENT, BASELINE = "student", "baseline"
 MODELS = (STUDENT, BASELINE)
-CITATION = "provenance.json"  # in each model's folder
-METRICS = "metrics.jsonl"
-SPEEDS = "run-train.json"
 SETTINGS = "settings.json"
-SHORT = 256  # tokens; up to here plain attention's memory does not matter
 DEFAULT_STUDENT = StudentSettings.model_validate({"from": "embedded", "layers": 8})
-Precision = Literal["auto", "bfloat16", "float32"]
+IN_CARD = ("alpha", "epochs", "learning_rate", "warmup", "batch_size", "accumulation", "seed", "precision", "keep")
 Positive = Annotated[int, Field(gt=0)]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a model is trained; `train` says what each setting means."""
+class Plan:
+    """All that a training needs beside its rows: which student, what it learns of them, and how."""
 
-    alpha: float
-    epochs: float
-    learning_rate: float
-    warmup: float
-    batch_size: int
-    accumulation: int
+    student: StudentSettings
+    tasks: list[Target]
+    recipe: Recipe
+    label_type: LabelType
     max_length: int | None
-    seed: int
-    precision: Precision
-    gradient_checkpointing: bool
-    log_every: int
-    checkpoint_seconds: float
-    report_to: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What became of each row, in the order of the rows, and facts about the models."""
-
-    rows: list[Trained | Drop]
-    details: dict[str, object]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One example's tokens by task, and how many at the end of each are learned."""
-
-    ids: dict[Target, list[int]]
-    targets: dict[Target, int]
+    too_long: TooLong
+    fraction: float
+    temperature: float
+    template: Literal["text", "chat"]
+    prefixes: Literal["text", "tokens"]
+    adapter: Adapter | None
+    card: dict[str, Any]
+    processes: int = 1
+    accelerate: Path | None = None
 
 
 def train(
     job: Job,
     *,
     student: Student = DEFAULT_STUDENT,
+    template: Literal["text", "chat"] = "text",
+    prefixes: Literal["text", "tokens"] = "text",
+    adapter: Adapter | None = None,
+    targets: Annotated[list[Target], Field(min_length=1)] | None = None,
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    temperature: Annotated[float, Field(gt=0)] = 1.0,
+    fraction: Fraction = 1.0,
     epochs: Annotated[float, Field(gt=0)] = 3,
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4,
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     batch_size: Positive = 16,
     accumulation: Positive = 1,
     max_length: Positive | None = None,
+    too_long: TooLong = "drop",
     seed: Annotated[int, Field(ge=0)] = 0,
     baseline: bool = True,
+    evaluate_every: Positive | None = None,
+    patience: Positive | None = None,
+    keep: Keep = "best",
     precision: Precision = "auto",
     gradient_checkpointing: bool = False,
+    compile: bool = False,
+    liger: bool = False,
+    attention: Attention = "auto",
+    packing: bool = True,
+    processes: Positive = 1,
+    accelerate: InputPath | None = None,
     log_every: Positive = 5,
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60,
     report_to: list[str] | None = None,
     accept_terms: Annotated[str, Field(min_length=1, pattern=r"\S")] | None = None,
-    targets: Annotated[list[Target] | None, From("task.targets")],
+    task_targets: Annotated[list[Target] | None, From("task.targets")],
+    label_type: Annotated[LabelType | None, From("stages.parse.label_type")],
     output_terms: Annotated[Mapping[str, OutputTerms], From("stages.sample.teacher.terms")],
 ) -> Generator[Trained | Drop, None, Totals]:
     """Train the student and, where there are labels and rationales to learn, the label-only baseline.
 
-    ``alpha`` weighs the label loss against the rationale loss (1: labels only); other combinations of targets weigh the same. The learning
-    rate rises over the share ``warmup`` of all steps, then falls to 0. A step takes ``batch_size`` x ``accumulation`` examples, each with
-    all its rows. ``max_length`` counts the tokens of prompt and completion; None is the student's context. ``precision`` "auto" computes in
-    bfloat16 where the hardware does; weights are kept in float32 meanwhile. ``log_every`` counts steps; a checkpoint is made at a logged
-    step when the last is older than ``checkpoint_seconds``. ``report_to`` names transformers' integrations ("tensorboard", "wandb").
-    ``accept_terms``: why it is trained on outputs of a teacher whose terms forbid that, or are unknown. ``targets`` None takes the tasks
-    that the rows have. Raises InputError where student, rows or settings cannot be used, and without a reason where terms ask for one.
+    ``template``: rows are given as text, or as the user's turn in the student's chat template. ``prefixes``: they are text, or tokens
+    of their own. ``adapter``: lora, dora or qlora is trained instead of all weights, and merged afterwards. ``targets``: the tasks that
+    are learned, of those that the rows have; all of them where none is named. ``alpha`` weighs the label loss against the rationale
+    loss (1: labels only); other combinations of targets weigh the same. ``temperature`` flattens (above 1) or sharpens distributions
+    over labels, where the shards have them. ``fraction``: the share of the training examples that is used; a smaller one is part of a
+    larger one with the same seed. The learning rate rises over the share ``warmup`` of all steps, then falls to 0. A step takes
+    ``batch_size`` x ``accumulation`` examples, over all processes, each with all its rows. ``max_length`` counts the tokens of prompt
+    and completion; None is the student's context. ``too_long``: such rows are dropped, or trained without their end. Validation, every
+    ``evaluate_every`` steps or at the end of each epoch, measures losses and how many labels (or whatever the first target is) the
+    student writes right; ``patience``: after so many validations without a better one training ends; ``keep``: the weights of the best
+    validation, or the last. ``precision`` "auto" computes in bfloat16 where the hardware does; weights are kept in float32 meanwhile.
+    ``compile`` (torch.compile), ``liger`` (Liger kernels), ``attention`` and ``gradient_checkpointing`` pass through to transformers.
+    ``packing``: sequences of unlike length share rows. ``processes``: so many on this machine, which share each step; ``accelerate``: a
+    file that `accelerate config` wrote, for FSDP, DeepSpeed or several machines. ``log_every`` counts steps; a checkpoint is made at a
+    logged step when the last is older than ``checkpoint_seconds``. ``report_to`` names transformers' integrations ("tensorboard",
+    "wandb"). ``accept_terms``: why it is trained on outputs of a teacher whose terms forbid that, or are unknown. Raises InputError
+    where student, rows or settings cannot be used, and without a reason where terms ask for one.
     """
     permitted({"output_terms": output_terms, "accept_terms": accept_terms})
+    if batch_size % processes:
+        problem = f"{batch_size} examples do not divide among {processes} processes"
+        raise InputError(f"train.batch_size: {problem}; give a multiple")
     for condition in terms.conditions(output_terms):
         say_line(f"train: obligations of {condition}")
     recipe = Recipe(
@@ -145,26 +160,41 @@ def train(
         warmup=warmup,
         batch_size=batch_size,
         accumulation=accumulation,
-        max_length=max_length,
         seed=seed,
         precision=precision,
         gradient_checkpointing=gradient_checkpointing,
+        compile=compile,
+        liger=liger,
+        attention=attention,
+        packing=packing,
         log_every=log_every,
+        evaluate_every=evaluate_every,
+        patience=patience,
+        keep=keep,
         checkpoint_seconds=checkpoint_seconds,
         report_to=tuple(report_to or ()),
     )
-    rows = read_shards(job.inputs["shard"])
-    fitted = fit(
-        rows,
+    shards = job.inputs["shard"]
+    rows = list(read_shards(shards))
+    plan = Plan(
         student=student,
-        out=job.folder,
-        targets=targets,
-        baseline=baseline,
+        tasks=_tasks(rows, targets, task_targets),
         recipe=recipe,
-        shards=job.inputs["shard"],
+        label_type=label_type or "text",
+        max_length=max_length,
+        too_long=too_long,
+        fraction=fraction,
+        temperature=temperature,
+        template=template,
+        prefixes=prefixes,
+        adapter=adapter,
+        card=_card(shards, student, recipe, output_terms, accept_terms),
+        processes=processes,
+        accelerate=accelerate,
     )
-    yield from fitted.rows
-    return Totals(len(fitted.rows), fitted.details)
+    fates, details = _train(rows, plan, job.folder, shards, baseline=baseline)
+    yield from fates
+    return Totals(len(fates), details)
 
 
 def permitted(settings: Mapping[str, Any]) -> None:
@@ -187,10 +217,12 @@ def train_on_shards(shards: Path, *, out: Path, student: StudentSettings, **sett
     found = terms_of_shards(shards)
     terms.permit(found, settings.get("accept_terms"), str(shards))
     settings["output_terms"] = found
+    if settings.get("label_type") is None and (shards / MANIFEST).is_file():
+        settings["label_type"] = read_manifest(shards).settings.get("label_type")
     stated = {name: terms.recorded(one) for name, one in found.items()}
     asked = {
         "identity": identity(student),
-        "settings": {"student": student.model_dump(mode="json"), **settings, "output_terms": stated},
+        "settings": to_jsonable_python({"student": student, **settings, "output_terms": stated}),
         "shards": {path.name: sha256(path) for path in files},
     }
     note = out / SETTINGS
@@ -248,321 +280,210 @@ def read_shards(folder: Path) -> Iterator[TrainingRow]:
                 raise InputError(f"{path}:{number}: {plain(str(error))}; name a folder of training rows") from None
 
 
-def fit(
-    rows: Iterable[TrainingRow],
-    *,
-    student: StudentSettings,
-    out: Path,
-    targets: list[Target] | None,
-    baseline: bool,
-    recipe: Recipe,
-    shards: Path,
-) -> Fitted:
-    """Train into ``out``, going on from what an interrupted call with the same arguments left there. Raises InputError and RunError."""
+def _tasks(
+    rows: Sequence[TrainingRow], targets: list[Target] | None, task_targets: list[Target] | None
+) -> list[Target]:
+    """What is learned, the first of it what validation asks for. Raises InputError for a target that no row has."""
+    there: list[Target] = [task for task in get_args(Target) if any(row.task == task for row in rows)]
+    for target in targets or ():
+        if target not in there:
+            known = ", ".join(there) or "none"
+            raise InputError(f"train.targets: {target}: no row has this task (there are: {known}); see task.targets")
+    return list(dict.fromkeys(targets or task_targets or there))
+
+
+def _train(
+    rows: list[TrainingRow], plan: Plan, out: Path, shards: Path, *, baseline: bool
+) -> tuple[list[Trained | Drop], dict[str, object]]:
+    """Train all models into ``out``, going on from what an interrupted call with the same arguments left there.
+
+    What became of each row, and facts about the models. Raises InputError and RunError.
+    """
     for left in out.glob(".*.tmp"):  # half-written by a process that was killed
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-    rows = list(rows)
-    tasks: list[Target] = targets or [task for task in get_args(Target) if any(row.task == task for row in rows)]
-    models: dict[str, dict[Target, float]] = {STUDENT: _weights(tasks, recipe.alpha)}
-    if baseline and {"label", "rationale"} <= set(tasks):
-        models[BASELINE] = {"label": 1.0}
+    wanted: dict[str, dict[Target, float]] = {STUDENT: _weights(plan.tasks, plan.recipe.alpha)}
+    if baseline and {"label", "rationale"} <= set(plan.tasks):
+        wanted[BASELINE] = {"label": 1.0}
     with quiet():
-        model, tokenizer, stored = load(student)
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if recipe.max_length and context and recipe.max_length > context:
-            problem = f"{recipe.max_length} is more than the student's context of {context} tokens; lower it"
-            raise InputError(f"train.max_length: {problem}")
-        fates, examples = encode(rows, tasks, tokenizer, recipe.max_length or context)
-        if not examples["train"]:
-            reasons = Counter(row.reason for row in fates if isinstance(row, Drop))
-            told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "all are validation rows"
-            raise InputError(f"train: no rows to train on are left of {len(fates):,} ({told})")
-        facts: dict[str, JsonValue] = {}
-        for name, weights in models.items():
+        first, encoded = prepare(rows, plan)
+        start: Start | None = first
+        found: dict[str, JsonValue] = {}
+        for name, weights in wanted.items():
             if not (out / name).is_dir():
-                _fit_one(name, weights, examples, model or load(student)[0], tokenizer, stored, out, recipe, shards)
-            model = None  # it has been trained, so the next one starts from a fresh copy
+                _fit(name, weights, start or _start(plan), encoded, plan, out, shards)
+            start = None  # it has been trained, so the next one starts from a fresh copy
             shutil.rmtree(out / f"checkpoints-{name}", ignore_errors=True)
-            facts[name] = _facts(out, name)
-    tokens = {task: sum(row.tokens for row in fates if isinstance(row, Trained) and row.task == task) for task in tasks}
-    counts = {split: len(examples[split]) for split in SPLITS}
-    return Fitted(
-        fates, {"models": facts, "examples": counts, "target_tokens": tokens, "precision": _precision(recipe.precision)}
+            found[name] = _facts(out, name)
+    fates = encoded.fates
+    tokens = {
+        task: sum(row.tokens for row in fates if isinstance(row, Trained) and row.task == task) for task in plan.tasks
+    }
+    details: dict[str, object] = {
+        "models": found,
+        "examples": counts(encoded.examples),
+        "target_tokens": tokens,
+        "cut": encoded.cut,
+        "precision": computed_in(plan.recipe.precision),
+    }
+    return fates, details
+
+
+def _card(
+    shards: Path,
+    student: StudentSettings,
+    recipe: Recipe,
+    output_terms: Mapping[str, OutputTerms] | None,
+    accept_terms: str | None,
+) -> dict[str, Any]:
+    """What the cards of all models say alike."""
+    settings = read_manifest(shards).settings if (shards / MANIFEST).is_file() else {}
+    known = identity(student)
+    return {
+        "title": settings.get("task"),
+        "base": known,
+        "start": facts(student, known),
+        "settings": {name: value for name, value in asdict(recipe).items() if name in IN_CARD},
+        "terms": {name: terms.recorded(one) for name, one in (output_terms or {}).items()},
+        "accept_terms": accept_terms,
+    }
+
+
+def prepare(rows: Iterable[TrainingRow], plan: Plan) -> tuple[Start, Encoded]:
+    """The student before its training, and the rows as its tokens. Raises InputError where nothing can be trained."""
+    start = _start(plan)
+    context = getattr(start.model.config.get_text_config(), "max_position_embeddings", None)
+    if plan.max_length and context and plan.max_length > context:
+        problem = f"{plan.max_length} is more than the student's context of {context} tokens; lower it"
+        raise InputError(f"train.max_length: {problem}")
+    encoding = Encoding(
+        prompt_ids=lambda text: start.format.prompt_ids(start.tokenizer, text),
+        completion_ids=lambda text: start.format.completion_ids(start.tokenizer, text),
+        tasks=plan.tasks,
+        max_length=plan.max_length or context,
+        too_long=plan.too_long,
+        fraction=plan.fraction,
+        seed=plan.recipe.seed,
+        temperature=plan.temperature,
+        apart=start.format.encoder_decoder,
     )
+    encoded = encode(rows, encoding)
+    reasons = Counter(row.reason for row in encoded.fates if isinstance(row, Drop))
+    if not encoded.examples["train"]:
+        told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "all are validation rows"
+        raise InputError(f"train: no rows to train on are left of {len(encoded.fates):,} ({told})")
+    if reasons["too_long"]:
+        limit = "max_length" if plan.max_length else "the student's context"
+        say_line(
+            f"train: {reasons['too_long']:,} rows are dropped: their example is longer than {limit}, {encoding.max_length} tokens"
+        )
+    if encoded.cut:
+        say_line(f"train: {encoded.cut:,} rows are trained without their end: longer than {encoding.max_length} tokens")
+    return start, encoded
 
 
-def encode(
-    rows: list[TrainingRow], tasks: list[Target], tokenizer: "PreTrainedTokenizerBase", max_length: int | None
-) -> tuple[list[Trained | Drop], dict[str, list[Example]]]:
-    """What becomes of each row, in order, and the examples of each split as tokens.
-
-    An example is trained on with all its tasks or dropped with all its rows. Raises InputError where rows contradict one another.
-    """
-    groups: dict[str, dict[Target, TrainingRow]] = {}
-    for row in rows:
-        if row.task in groups.setdefault(row.example, {}):
-            raise InputError(
-                f"train: row {plain(row.id)}: task '{row.task}' of its example stands there twice; remove one"
-            )
-        groups[row.example][row.task] = row
-    fates: dict[str, Trained | Drop] = {}
-    examples: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    for name, group in groups.items():
-        if len({row.split for row in group.values()}) > 1:
-            raise InputError(f"train: example {plain(name)}: its rows stand in different splits; make the shards anew")
-        reason, evidence, example = _judge(group, tasks, tokenizer, max_length)
-        for task, row in group.items():
-            if task not in tasks:
-                fates[row.id] = Drop(id=row.id, reason="not_a_target", evidence={"targets": [*tasks]})
-            elif reason:
-                fates[row.id] = Drop(id=row.id, reason=reason, evidence=evidence)
-            else:
-                fates[row.id] = Trained(
-                    id=row.id, example=name, task=task, split=row.split, tokens=example.targets[task]
-                )
-        if not reason:
-            examples[next(iter(group.values())).split].append(example)
-    return [fates[row.id] for row in rows], examples
+def _start(plan: Plan) -> Start:
+    model, tokenizer, stored = load(plan.student)
+    asked = Format(
+        template=plan.template,
+        prefixes=plan.prefixes,
+        tasks=tuple(plan.tasks),
+        encoder_decoder=bool(model.config.is_encoder_decoder),
+    )
+    tokens = add_prefixes(model, tokenizer, asked)
+    if plan.adapter is not None:
+        computed: Literal["float32", "bfloat16"] = (
+            "float32" if computed_in(plan.recipe.precision) == "float32" else "bfloat16"
+        )
+        model = wrap(model, plan.adapter, tokens=tokens, seed=plan.recipe.seed, compute=computed)
+    return Start(model, tokenizer, stored, asked)
 
 
-def _judge(
-    group: Mapping[Target, TrainingRow],
-    tasks: list[Target],
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int | None,
-) -> tuple[str, dict[str, JsonValue], Example]:
-    """Why an example cannot be trained on ("" where it can), the evidence, and its tokens."""
-    example = Example({}, {})
-    missing: list[JsonValue] = [task for task in tasks if task not in group]
-    if missing:
-        return "missing_task", {"missing": missing}, example
-    empty: list[JsonValue] = [task for task in tasks if not group[task].completion.strip()]
-    if empty:
-        return "empty_completion", {"empty": empty}, example
-    for task in tasks:
-        completion = completion_ids(tokenizer, group[task].completion)
-        example.ids[task] = prompt_ids(tokenizer, group[task].prompt) + completion
-        example.targets[task] = len(completion)
-    lengths: dict[str, JsonValue] = {task: len(ids) for task, ids in example.ids.items()}
-    if max_length is not None and max(len(ids) for ids in example.ids.values()) > max_length:
-        return "too_long", {"tokens": lengths, "max_length": max_length}, example
-    return "", {}, example
+def _fit(
+    name: str, weights: Mapping[Target, float], start: Start, encoded: Encoded, plan: Plan, out: Path, shards: Path
+) -> None:
+    """Train one model in this process, or in several others."""
+    say_line(f"train {name}: computes in {computed_in(plan.recipe.precision)}")
+    if plan.processes > 1 or plan.accelerate is not None:
+        job = Shared(name, {**weights}, plan, out, shards)
+        launch(TypeAdapter(Shared).dump_json(job), out / f"checkpoints-{name}", plan.processes, plan.accelerate)
+        if not (out / name).is_dir():
+            raise RunError(f"train {name}: its processes ended without a model; what they said stands above")
+        return
+    fit_here(name, weights, start, encoded, plan, out, shards)
 
 
-def _weights(tasks: list[Target], alpha: float) -> dict[Target, float]:
+def fit_here(
+    name: str, weights: Mapping[Target, float], start: Start, encoded: Encoded, plan: Plan, out: Path, shards: Path
+) -> None:
+    """Train one model, this process being the only one or one of several that do the same."""
+
+    def save(model: Any, folder: Path) -> None:
+        import torch
+
+        whole = model if plan.adapter is None else merge(model)
+        whole.to(getattr(torch, start.stored)).save_pretrained(folder)
+        own = [one for example in encoded.examples["train"] for one in example.sequences]
+        told = {
+            **plan.card,
+            "name": name,
+            "tasks": [*weights],
+            "examples": counts(encoded.examples),
+            "target_tokens": {
+                task: sum(one.targets for one in own if plan.tasks[one.task] == task) for task in weights
+            },
+            "trained_on": citation(shards),
+        }
+        finish(
+            folder,
+            tokenizer=start.tokenizer,
+            asked=start.format.model_copy(update={"tasks": tuple(weights)}),
+            card=told,
+        )
+
+    fit(name, weights, plan.tasks, encoded.examples, start, out, plan.recipe, citation(shards), _judge(plan), save)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What each of several processes is told of the training that they share."""
+
+    name: str
+    weights: dict[Target, float]
+    plan: Plan
+    out: Path
+    shards: Path
+
+
+def share(job: bytes) -> None:
+    """Be one of the processes of a training. Raises InputError and RunError as `train` does."""
+    told = TypeAdapter(Shared).validate_json(job)
+    with quiet():
+        start, encoded = prepare(read_shards(told.shards), told.plan)
+        fit_here(told.name, told.weights, start, encoded, told.plan, told.out, told.shards)
+
+
+def _judge(plan: Plan) -> Callable[[str, str], bool] | None:
+    """Whether a text that the student wrote for its first target is right; None for targets that have no single right answer."""
+    if plan.tasks[0] != "label":
+        return None
+    return lambda said, true: labels.same(said.strip(), true.strip(), plan.label_type)
+
+
+def _weights(tasks: Sequence[Target], alpha: float) -> dict[Target, float]:
     if set(tasks) == {"label", "rationale"}:
         return {task: alpha if task == "label" else 1 - alpha for task in tasks}
     return {task: 1 / len(tasks) for task in tasks}
 
 
-def _fit_one(
-    name: str,
-    weights: Mapping[Target, float],
-    examples: Mapping[str, list[Example]],
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    stored: str,
-    out: Path,
-    recipe: Recipe,
-    shards: Path,
-) -> None:
-    """Train one model into ``out/<name>``, which appears when it is whole."""
-    import torch
-    from datasets import Dataset
-    from trl import SFTConfig
-
-    from pipeline.trainer import Pace, StepByStepTrainer
-
-    work = out / f"checkpoints-{name}"
-    tables = {
-        split: Dataset.from_dict(
-            {
-                "ids": [[example.ids[task] for task in weights] for example in examples[split]],
-                "targets": [[example.targets[task] for task in weights] for example in examples[split]],
-            }
-        )
-        for split in SPLITS
-    }
-    longest = max(len(ids) for table in examples.values() for example in table for ids in example.ids.values())
-    if not torch.cuda.is_available() and longest <= SHORT:
-        model.set_attn_implementation(
-            "eager"
-        )  # on a CPU the fused attention is slower on its way back: a quarter of a step with short rows
-    arguments = SFTConfig(
-        output_dir=str(work),
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.accumulation,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=recipe.warmup,  # below 1, so a share
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        bf16=_precision(recipe.precision) == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        max_length=None,
-        include_num_input_tokens_seen="non_padding",
-        # `Pace` decides when to log, to validate and to save.
-        logging_strategy="no",
-        eval_strategy="no",
-        save_strategy="no",
-        save_total_limit=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=list(recipe.report_to) or "none",
-        run_name=name,
-    )
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # TRL refuses transformers' way of using several in one process
-    began = time.monotonic()
-    done = 0
-    with bar(f"train {name}", _steps(len(examples["train"]), recipe), "steps") as advance:
-
-        def tell(state: Any) -> None:
-            nonlocal done
-            loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
-            advance(state.global_step - done, "" if loss is None else f"loss {loss:.3f}")
-            done = state.global_step
-
-        trainer = StepByStepTrainer(
-            model=model,
-            args=arguments,
-            weights=dict(weights.items()),
-            padding=tokenizer.pad_token_id,
-            processing_class=tokenizer,
-            train_dataset=tables["train"],
-            eval_dataset=tables["validation"] if examples["validation"] else None,
-            callbacks=[
-                Pace(
-                    log_every=recipe.log_every,
-                    checkpoint_seconds=recipe.checkpoint_seconds,
-                    validates=bool(examples["validation"]),
-                    tell=tell,
-                    note=lambda state: _write_metrics(out, name, state.log_history),
-                )
-            ],
-        )
-        checkpoint = _checkpoint(work)
-        if checkpoint is not None:
-            say_line(f"train {name}: going on from step {checkpoint.name.rpartition('-')[2]}")
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except torch.OutOfMemoryError:
-            raise RunError(
-                "train: out of GPU memory; lower 'batch_size' and raise 'accumulation' by the same factor"
-            ) from None
-    _write_metrics(out, name, trainer.state.log_history)
-    _keep(trainer.model.to(getattr(torch, stored)), tokenizer, out / name, shards)
-    seconds = time.monotonic() - began
-    tokens = trainer.state.num_input_tokens_seen - trainer.tokens_before
-    speed = {"seconds": round(seconds, 1), "tokens": tokens, "tokens_per_second": round(tokens / seconds, 1)}
-    _write_speed(out, name, speed)
-    say_line(
-        f"train {name}: {trainer.state.global_step:,} steps, {tokens:,} tokens in {seconds:.0f} s ({tokens / seconds:,.0f} a second)"
-    )
-
-
-def _steps(examples: int, recipe: Recipe) -> int:
-    """Optimizer steps of the whole training on one device, for the progress bar."""
-    return math.ceil(recipe.epochs * math.ceil(math.ceil(examples / recipe.batch_size) / recipe.accumulation))
-
-
-def _keep(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", target: Path, shards: Path) -> None:
-    """Save a checkpoint, with what it was trained on, in one move: under a temporary name, synced, then renamed."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    write_json(temporary / CITATION, citation(shards))
-    for path in temporary.iterdir():
-        path.chmod(0o644)  # safetensors writes 0600, which would lock out others who read the run
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    temporary.rename(target)
-    sync_folder(target.parent)
-
-
-def _checkpoint(work: Path) -> Path | None:
-    """The newest complete checkpoint in ``work``; incomplete ones, and older ones, are removed."""
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    newest: Path | None = None
-    for path in found:
-        try:
-            state = strict_json((path / "trainer_state.json").read_bytes())  # transformers writes it last
-            complete = newest is None and bool(state)
-        except (OSError, ValueError):
-            complete = False
-        if complete:
-            newest = path
-        else:
-            shutil.rmtree(path)
-    return newest
-
-
-def _write_metrics(out: Path, name: str, history: list[dict[str, Any]]) -> None:
-    """``metrics.jsonl`` with this model's lines replaced by its history; the student's come first."""
-    path = out / METRICS
-    others = [row for _, row in read_jsonl(path) if row["model"] != name] if path.is_file() else []
-    lines = []
-    for entry in history:
-        figures = {
-            _METRIC.get(field, field): _rounded(entry[field])
-            for field in sorted(entry)
-            if field not in ("step", "epoch")
-        }
-        lines.append({"model": name, "step": entry["step"], "epoch": _rounded(entry["epoch"]), **figures})
-    with atomic(path) as file:
-        for line in sorted([*others, *lines], key=lambda row: row["model"] != STUDENT):
-            file.write(json.dumps(line).encode() + b"\n")
-
-
-_METRIC = {"num_input_tokens_seen": "tokens"}
-
-
-def _rounded(value: float) -> float:
-    return value if isinstance(value, int) else float(f"{value:.6g}")
-
-
-def _write_speed(out: Path, name: str, speed: dict[str, float]) -> None:
-    path = out / SPEEDS
-    known = strict_json(path.read_bytes()) if path.is_file() else {}
-    write_json(path, {**known, name: speed})
-
-
 def _facts(out: Path, name: str) -> dict[str, JsonValue]:
     """What the manifest says of a finished model: its size, and the last figure of each kind in its metrics."""
     config = strict_json((out / name / "config.json").read_bytes())
-    facts: dict[str, JsonValue] = {"layers": config.get("num_hidden_layers"), "parameters": _parameters(out / name)}
+    facts: dict[str, JsonValue] = {"layers": config.get("num_hidden_layers"), "parameters": parameters(out / name)}
     for _, row in read_jsonl(out / METRICS):
         if row["model"] == name:
             facts |= {
                 field: value
                 for field, value in row.items()
-                if field.endswith("loss") or field in ("step", "epoch", "tokens")
+                if field.endswith(("loss", "accuracy")) or field in ("step", "epoch", "tokens")
             }
     return facts
-
-
-def _parameters(folder: Path) -> int:
-    """The number of weights in a checkpoint's files (tied ones stand there once)."""
-    from safetensors import safe_open
-
-    count = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            count += sum(math.prod(file.get_slice(field).get_shape()) for field in file.keys())  # noqa: SIM118 - no mapping
-    return count
-
-
-def _precision(asked: Precision) -> str:
-    """'bfloat16' or 'float32': what "auto" stands for on this machine."""
-    import torch
-
-    if asked != "auto":
-        return asked
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"

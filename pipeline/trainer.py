@@ -1,85 +1,210 @@
-"""TRL's SFTTrainer with the loss of Distilling Step-by-Step: every task of every example in each step, in one forward.
+"""The loss of Distilling Step-by-Step in the trainers of TRL and transformers: every task of every example in each step, in one forward.
 
-An item of its data set is an example with one token sequence for each task; a batch of B examples is flattened to B times tasks sequences::
+An item of the data set is an example with all its token sequences::
 
-    {"ids": [[61, 72, ..], [83, 72, ..]], "targets": [2, 19]}     # the last 2 and the last 19 tokens are what is learned
+    {"ids": [[61, 72, ..], [83, 72, ..]], "targets": [2, 19], "tasks": [0, 1], "shares": [1.0, 1.0]}
 
-The counts that the means are taken over are those of the whole optimizer step, so the loss is the same whatever the size of the
-micro-batches. Only positions with a target go through the vocabulary head: with a vocabulary of 49,000 and short answers that head is
-most of the work otherwise.
+The last 2 and the last 19 tokens are what is learned. The sums that the means are taken over are those of the whole optimizer step, so
+the loss is the same whatever the micro-batches, the number of processes, the padding or the order. Only positions with a target go
+through the vocabulary head: with a vocabulary of 49,000 and short answers that head is most of the work otherwise. Sequences of a decoder
+are packed, several in a row, where the model gives the same answers then.
 
-Limits: the auxiliary loss of mixture-of-experts models is left out. Validation under several processes may count a few examples twice
-where their number does not divide evenly.
+Limits: the auxiliary loss of mixture-of-experts models is left out.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from transformers import TrainerCallback
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
+from pipeline.encoding import Example
 from pipeline.files import RunError
+from pipeline.generate import greedy
 from pipeline.losses.step_by_step import step_by_step
+from pipeline.packing import pack
 
 IGNORED = -100
 Batch = dict[str, torch.Tensor]
+EMPTY: dict[str, list[Any]] = {"ids": [], "targets": [], "tasks": [], "shares": []}  # adds nothing to any step
+NOT_FOR_THE_MODEL = ("labels", "tasks", "shares")
 
 
-def collate(examples: Sequence[Mapping[str, Any]], padding: int) -> Batch:
-    """``input_ids``, ``attention_mask`` and ``labels`` (IGNORED but for targets), padded on the right, and each sequence's task."""
-    rows = [
-        (ids, count, task)
-        for example in examples
-        for task, (ids, count) in enumerate(zip(example["ids"], example["targets"], strict=True))
-    ]
-    longest = max(len(ids) for ids, _, _ in rows)
+class Layout(NamedTuple):
+    """How sequences lie in a batch: the padding token, whether they share rows, and whether one row holds them all."""
+
+    padding: int
+    packed: bool = False
+    one_row: bool = False
+
+
+def item(example: Example, tasks: Sequence[int]) -> dict[str, list[Any]]:
+    """An example as the data set holds it, with the sequences of ``tasks`` alone; these are numbered anew."""
+    kept = [one for one in example.sequences if one.task in tasks]
     return {
-        "input_ids": torch.tensor([[*ids, *[padding] * (longest - len(ids))] for ids, _, _ in rows]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _, _ in rows]),
-        "labels": torch.tensor(
-            [
-                [IGNORED] * (len(ids) - count) + list(ids[len(ids) - count :]) + [IGNORED] * (longest - len(ids))
-                for ids, count, _ in rows
-            ]
-        ),
-        "tasks": torch.tensor([task for _, _, task in rows]),
+        "ids": [one.ids for one in kept],
+        "targets": [one.targets for one in kept],
+        "tasks": [tasks.index(one.task) for one in kept],
+        "shares": [one.share for one in kept],
     }
 
 
-class StepByStepTrainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
-    """Trains on prepared token sequences and notes each task's mean loss beside the weighted one.
+def collate(items: Sequence[Mapping[str, Any]], layout: Layout) -> Batch:
+    """A batch for a decoder: everything is (rows, tokens).
 
-    ``weights`` gives each task's name and weight, in the order in which the examples hold them. Raises RunError when the loss is no longer
-    a number.
+    ``labels`` holds at each position the token that is to be predicted there, IGNORED where none is; ``tasks`` and ``shares`` belong to
+    it. Packed batches have ``position_ids``, which start at 0 for each sequence.
     """
+    sequences = [one for given in items for one in zip(*(given[field] for field in EMPTY), strict=True)]
+    lengths = [len(ids) for ids, *_ in sequences]
+    width = max(lengths, default=1)
+    if layout.packed:
+        rows = pack(lengths, sum(lengths) if layout.one_row else width)
+        width = max((sum(lengths[place] for place in row) for row in rows), default=1)
+    else:
+        rows = [[place] for place in range(len(sequences))]
+    shape = (max(len(rows), 1), width)
+    batch = {
+        "input_ids": torch.full(shape, layout.padding),
+        "attention_mask": torch.zeros(shape, dtype=torch.long),
+        "labels": torch.full(shape, IGNORED),
+        "tasks": torch.zeros(shape, dtype=torch.long),
+        "shares": torch.zeros(shape),
+    }
+    positions = torch.arange(width).repeat(shape[0], 1)
+    for number, row in enumerate(rows):
+        start = 0
+        for place in row:
+            ids, count, task, share = sequences[place]
+            end = start + len(ids)
+            batch["input_ids"][number, start:end] = torch.tensor(ids)
+            batch["attention_mask"][number, start:end] = 1
+            learned = slice(end - count - 1, end - 1)  # a token is predicted at the position before it
+            batch["labels"][number, learned] = torch.tensor(ids[-count:])
+            batch["tasks"][number, learned] = task
+            batch["shares"][number, learned] = share
+            positions[number, start:] = torch.arange(width - start)
+            start = end
+        positions[number, start:] = torch.arange(width - start)
+    return {**batch, "position_ids": positions} if layout.packed else batch
 
-    loss_is_scaled_for_ga = True  # the loss is divided by the counts of the whole step, below
 
-    def __init__(self, *, weights: Mapping[str, float], args: SFTConfig, padding: int, **kwargs: Any) -> None:
-        args.dataset_kwargs = {"skip_prepare_dataset": True}
+def collate_pairs(items: Sequence[Mapping[str, Any]], layout: Layout, decoder_start: int) -> Batch:
+    """A batch for an encoder-decoder: prompts go to the encoder, targets to the decoder, which sees the ones before."""
+    sequences = [one for given in items for one in zip(*(given[field] for field in EMPTY), strict=True)]
+    rows = max(len(sequences), 1)
+    asked = max((len(ids) - count for ids, count, *_ in sequences), default=1)
+    said = max((count for _, count, *_ in sequences), default=1)
+    batch = {
+        "input_ids": torch.full((rows, asked), layout.padding),
+        "attention_mask": torch.zeros((rows, asked), dtype=torch.long),
+        "decoder_input_ids": torch.full((rows, said), layout.padding),
+        "labels": torch.full((rows, said), IGNORED),
+        "tasks": torch.zeros((rows, said), dtype=torch.long),
+        "shares": torch.zeros((rows, said)),
+    }
+    if not sequences:
+        batch["attention_mask"][:] = 1
+    batch["decoder_input_ids"][:, 0] = decoder_start
+    for row, (ids, count, task, share) in enumerate(sequences):
+        prompt, targets = torch.tensor(ids[:-count]), torch.tensor(ids[-count:])
+        batch["input_ids"][row, : len(prompt)] = prompt
+        batch["attention_mask"][row, : len(prompt)] = 1
+        batch["decoder_input_ids"][row, 1:count] = targets[:-1]
+        batch["labels"][row, :count] = targets
+        batch["tasks"][row, :count] = task
+        batch["shares"][row, :count] = share
+    return batch
+
+
+class Order(torch.utils.data.Sampler[int]):
+    """The examples of an epoch in an order that ``seed`` and the epoch draw, filled up with ``empty`` to a multiple of ``together``."""
+
+    def __init__(self, examples: int, *, seed: int, together: int, empty: int) -> None:
+        self.examples, self.seed, self.together, self.empty, self.epoch = examples, seed, together, empty, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self.examples / self.together) * self.together
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        yield from torch.randperm(self.examples, generator=drawn).tolist()
+        yield from [self.empty] * (len(self) - self.examples)
+
+
+class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
+    """What both trainers share; it stands before one of transformers' trainers in a class's bases."""
+
+    loss_is_scaled_for_ga = True  # the loss is divided by the sums of the whole step, below
+
+    def __init__(
+        self,
+        *,
+        weights: Mapping[str, float],
+        examples: int,
+        validation: Sequence[Example],
+        right: Callable[[str, str], bool] | None,
+        end: int,
+        layout: Layout,
+        args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """``weights``: each task's name and weight, in the order of their numbers. ``examples``: without the empty one, the last.
+
+        ``right`` says whether a text that was generated for the first task answers a validation example; None generates nothing. ``end``
+        is the token that ends an answer.
+        """
         args.remove_unused_columns = False
-        super().__init__(args=args, data_collator=lambda examples: collate(examples, padding), **kwargs)
+        super().__init__(args=args, data_collator=self._collate, **kwargs)
         self.remove_callback(PrinterCallback)
         self.tasks = list(weights)
+        self.examples, self.validation, self.right, self.end, self.layout = examples, validation, right, end, layout
+        self.longest_answer = max((one.targets for example in validation for one in example.sequences), default=0)
         self._weights = torch.tensor(list(weights.values()), device=args.device)
-        self._means, self._steps = torch.zeros_like(self._weights), 0  # of the steps since the last log
+        self._means, self._tokens, self._steps = torch.zeros_like(self._weights), torch.zeros_like(self._weights), 0
+        self._since: tuple[float, int] | None = (
+            None  # when the last figures were logged, and the tokens read until then
+        )
         self._predicting: torch.Tensor | None = None
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep_predicting)
+
+    def _collate(self, items: Sequence[Mapping[str, Any]]) -> Batch:
+        return collate(items, self.layout)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+        together = self.args.per_device_train_batch_size * self.accelerator.num_processes
+        if self.accelerator.num_processes == 1:
+            together = 1
+        return Order(self.examples, seed=self.args.seed, together=together, empty=self.examples)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any
     ) -> tuple[list[Batch], Any]:
-        """The micro-batches of one optimizer step, and the number of targets of each task in all of them."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        """The micro-batches of one optimizer step, and the sum of the shares of each task in all of them, on all processes."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         if not batches:
             return batches, None
-        self._steps += 1
         tokens = torch.stack([self._count(batch) for batch in batches]).sum(0).to(device)
-        return batches, self.accelerator.reduce(tokens, "sum")
+        tokens = self.accelerator.reduce(tokens, "sum")
+        self._steps += 1
+        self._tokens = self._tokens + tokens
+        if self._since is None:
+            self._since = time.perf_counter(), self.state.num_input_tokens_seen
+        return batches, tokens
+
+    def _track_num_input_tokens(self, inputs: Batch) -> None:
+        # A batch of nothing, which fills up the last step of several processes, may have a mask for the encoder's sake.
+        filled = (inputs["labels"] != IGNORED).any()
+        super()._track_num_input_tokens({**inputs, "attention_mask": inputs["attention_mask"] * filled})
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -88,45 +213,76 @@ class StepByStepTrainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         tokens = self._count(inputs) if num_items_in_batch is None else num_items_in_batch
         loss, means = self._forward(model, inputs, tokens)
         self._means += means
-        return (
-            loss * self.accelerator.num_processes
-        )  # gradients are averaged over the processes, but the counts are of all of them
+        # Gradients are averaged over the processes, but the sums are of all of them.
+        return loss * self.accelerator.num_processes
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "validation"
     ) -> dict[str, float]:
-        """Each task's mean loss over all targets of the validation rows, and the weighted loss."""
-        tokens = sums = torch.zeros_like(self._weights, dtype=torch.float64)
+        """Each task's mean loss over all targets of the validation rows, the weighted loss, and the first task's accuracy.
+
+        The accuracy is of texts that the model writes itself, from the prompt on.
+        """
+        tokens = sums = torch.zeros_like(self._weights)
+        size, ranks, rank = (
+            self.args.per_device_eval_batch_size,
+            self.accelerator.num_processes,
+            self.args.process_index,
+        )
+        own = self.validation[rank::ranks]
+        training = self.model.training
         self.model.eval()
-        with torch.no_grad():
-            for batch in self.get_eval_dataloader(eval_dataset):
-                inputs = self._prepare_inputs(batch)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for start in range(0, math.ceil(len(self.validation) / ranks), size):
+                items = [item(example, range(len(self.tasks))) for example in own[start : start + size]]
+                inputs = self._prepare_inputs(self._collate(items))
                 count = self._count(inputs)
                 _, means = self._forward(self.model, inputs, count)
                 tokens, sums = tokens + count, sums + means * count
+            hits = self._hits(own) if self.right is not None else None
+        self.model.train(training)
         tokens, sums = (self.accelerator.reduce(part, "sum") for part in (tokens, sums))
-        means = sums / tokens.clamp(min=1)
+        means = sums / tokens.where(tokens > 0, 1)
         found = {
             f"{metric_key_prefix}_{task}_loss": mean for task, mean in zip(self.tasks, means.tolist(), strict=True)
         }
+        if hits is not None:
+            right = self.accelerator.reduce(torch.tensor(float(hits), device=self.args.device), "sum").item()
+            found[f"{metric_key_prefix}_{self.tasks[0]}_accuracy"] = right / len(self.validation)
         found = {f"{metric_key_prefix}_loss": (self._weights * means).sum().item(), **found}
+        self._check(found[f"{metric_key_prefix}_loss"])
         self.log(found)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        self._since = None  # what validating takes is no part of the training's speed
         return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Keep what was measured, each task's loss with it; nothing that depends on the clock."""
+        """Keep what was measured, each task's loss and tokens with it. Raises RunError where the loss is no longer a number."""
         if "loss" in logs:
             means = (self.accelerator.reduce(self._means, "sum") / self._steps).tolist()
             logs |= {f"{task}_loss": mean for task, mean in zip(self.tasks, means, strict=True)}
-            self._means, self._steps = torch.zeros_like(self._means), 0
-            if not math.isfinite(logs["loss"]):
-                raise RunError(
-                    f"train: the loss is no longer a number at step {self.state.global_step}; lower 'learning_rate'"
-                )
+            logs |= {
+                f"{task}_tokens": round(count, 3) for task, count in zip(self.tasks, self._tokens.tolist(), strict=True)
+            }
+            self._means, self._tokens, self._steps = torch.zeros_like(self._means), torch.zeros_like(self._tokens), 0
+            self._check(logs["loss"])
+            if self._since is not None:
+                began, read = self._since
+                seconds = max(time.perf_counter() - began, 1e-9)
+                logs[SPEED] = round((self.state.num_input_tokens_seen - read) / seconds, 1)
+            self._since = None
         elif "train_runtime" in logs:
             return
-        super(SFTTrainer, self).log(logs)  # SFTTrainer's own adds its token accuracy, which is not computed here
+        self._plain_log(logs)
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise RunError(
+                f"train: the loss is no longer a number at step {self.state.global_step}; lower 'learning_rate'"
+            )
+
+    def _plain_log(self, logs: dict[str, float]) -> None:
+        super().log(logs)
 
     @property
     def tokens_before(self) -> int:
@@ -140,18 +296,22 @@ class StepByStepTrainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         """Training tells nobody."""
 
     def _forward(self, model: Any, inputs: Batch, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        targets = inputs["labels"][:, 1:]
-        # A position predicts the token after it, so the last one predicts none.
-        predicting = torch.nn.functional.pad(targets != IGNORED, (0, 1))
-        self._predicting = predicting
+        given = {name: values for name, values in inputs.items() if name not in NOT_FOR_THE_MODEL}
+        if self.layout.packed:
+            del given["attention_mask"]  # the positions tell where sequences begin
+        predicting = inputs["labels"] != IGNORED
+        with self._predicts(predicting):
+            logits = model(**given, use_cache=False).logits
+        targets, tasks, shares = (inputs[name][predicting] for name in NOT_FOR_THE_MODEL)
+        return step_by_step(logits, targets, tasks, shares, tokens=tokens, weights=self._weights)
+
+    @contextmanager
+    def _predicts(self, positions: torch.Tensor) -> Iterator[None]:
+        self._predicting = positions
         try:
-            logits = model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            ).logits
+            yield
         finally:
             self._predicting = None
-        tasks = inputs["tasks"][:, None].expand_as(predicting)[predicting]
-        return step_by_step(logits, targets[targets != IGNORED], tasks, tokens=tokens, weights=self._weights)
 
     def _keep_predicting(self, head: Any, arguments: tuple[torch.Tensor, ...]) -> Any:
         """Before the vocabulary head: the hidden states that have a target, in a row. What the model does after it is left as it is."""
@@ -160,39 +320,106 @@ class StepByStepTrainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         return (arguments[0][self._predicting], *arguments[1:])
 
     def _count(self, batch: Batch) -> torch.Tensor:
-        targets = (batch["labels"][:, 1:] != IGNORED).sum(1)
-        return torch.stack([targets[batch["tasks"] == task].sum() for task in range(len(self.tasks))])
+        return torch.stack([batch["shares"][batch["tasks"] == task].sum() for task in range(len(self.tasks))])
+
+    def _hits(self, examples: Sequence[Example]) -> int:
+        assert self.right is not None
+        # A CPU would cast all weights anew for each token; so it writes in the weights' own precision.
+        kind = self.args.device.type
+        with torch.autocast(kind, enabled=kind != "cpu" and torch.is_autocast_enabled(kind)):
+            said = greedy(
+                self.accelerator.unwrap_model(self.model),
+                self.processing_class,
+                [example.prompt for example in examples],
+                end=self.end,
+                batch_size=2 * self.args.per_device_eval_batch_size,
+                max_new_tokens=self.longest_answer,
+            )
+        return sum(
+            answer.finished and self.right(answer.text or "", example.answer)
+            for answer, example in zip(said, examples, strict=True)
+        )
+
+
+SPEED = "tokens_per_second"
+
+
+class DecoderTrainer(_StepByStep, SFTTrainer):  # type: ignore[misc, unused-ignore]
+    """For causal language models."""
+
+    def __init__(self, *, args: Any, **kwargs: Any) -> None:
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        super().__init__(args=args, **kwargs)
+
+    def _plain_log(self, logs: dict[str, float]) -> None:
+        super(SFTTrainer, self).log(logs)  # SFTTrainer's own adds its token accuracy, which is not computed here
+
+
+class EncoderDecoderTrainer(_StepByStep, Seq2SeqTrainer):
+    """For encoder-decoders: T5, FLAN-T5, BART."""
+
+    def _collate(self, items: Sequence[Mapping[str, Any]]) -> Batch:
+        start = self.model.config.decoder_start_token_id
+        return collate_pairs(items, self.layout, self.layout.padding if start is None else start)
+
+
+def packs(model: Any) -> bool:
+    """Whether a decoder answers the same when sequences share a row, by trying: models with other memory than attention do not."""
+    words = min(model.config.get_text_config().vocab_size, 1000)
+    drawn = torch.Generator().manual_seed(0)
+    ids = [torch.randint(words, (length,), generator=drawn) for length in (7, 5)]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            apart = [model(input_ids=one[None].to(model.device), use_cache=False).logits[0] for one in ids]
+            positions = torch.cat([torch.arange(len(one)) for one in ids])[None]
+            together = model(
+                input_ids=torch.cat(ids)[None].to(model.device),
+                position_ids=positions.to(model.device),
+                use_cache=False,
+            ).logits[0]
+    except (TypeError, ValueError, RuntimeError):  # it takes no positions
+        return False
+    finally:
+        model.train(training)
+    return bool(torch.allclose(together.float(), torch.cat(apart).float(), atol=1e-3, rtol=1e-3))
 
 
 class Pace(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """When to log, validate and save, and what to tell meanwhile.
+    """When to log, validate, save and stop, and what to tell meanwhile.
 
-    A checkpoint is only made at a step that was logged (and at the end of an epoch, validated): what went before it is then complete in
-    the checkpoint's own history, and a training that goes on from there leaves the same metrics as one that was never interrupted.
+    A checkpoint is only made at a step that was logged (and validated, where that is due): what went before it is then complete in the
+    checkpoint's own history, and a training that goes on from there leaves the same metrics as one that was never interrupted.
     """
 
     def __init__(
         self,
         *,
         log_every: int,
+        evaluate_every: int | None,
         checkpoint_seconds: float,
         validates: bool,
         tell: Callable[[Any], None],
         note: Callable[[Any], None],
+        ends: Callable[[Any], bool],
     ) -> None:
-        self.log_every, self.checkpoint_seconds, self.validates = log_every, checkpoint_seconds, validates
-        self.tell, self.note = (
-            tell,
-            note,
-        )  # each is given the trainer's state: after every step, and when there is something to keep
+        """``evaluate_every`` None: at the end of each epoch.
+
+        ``tell`` and ``note`` are given the trainer's state: after every step, and when there is something to keep. ``ends``: after a
+        validation, whether it is enough.
+        """
+        self.log_every, self.evaluate_every, self.checkpoint_seconds = log_every, evaluate_every, checkpoint_seconds
+        self.validates, self.tell, self.note, self.ends = validates, tell, note, ends
         self._saved = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After each optimizer step."""
         last = state.global_step >= state.max_steps
         epoch_ends = last or float(state.epoch).is_integer()
-        control.should_log = epoch_ends or state.global_step % self.log_every == 0
-        control.should_evaluate = self.validates and epoch_ends
+        due = epoch_ends if self.evaluate_every is None else last or state.global_step % self.evaluate_every == 0
+        control.should_evaluate = self.validates and due
+        control.should_log = epoch_ends or control.should_evaluate or state.global_step % self.log_every == 0
         control.should_save = (
             control.should_log and not last and time.monotonic() - self._saved >= self.checkpoint_seconds
         )
@@ -208,5 +435,8 @@ class Pace(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.note(state)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """An epoch's figures are complete."""
+        """The figures of a validation are complete."""
         self.note(state)
+        if self.ends(state):
+            control.should_training_stop = True
+            control.should_save = False  # a training that goes on from there would go on beyond its end

@@ -2,10 +2,13 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.forked import Forked, forking
 
 settings.register_profile(
     "untimed", deadline=None
@@ -102,3 +105,10 @@ def recorded_data() -> Path:
     if not (folder / "svamp" / "palm540b-train.jsonl").is_file():
         pytest.skip(f"no recorded completions in {folder}; name their folder in STEPDISTILL_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
+    """Calls functions in processes of their own, one at a time."""
+    with forking(tmp_path_factory.mktemp("forked") / "log") as call:
+        yield call

@@ -28,11 +28,11 @@ from pipeline.evaluate import (
     read_label,
 )
 from pipeline.files import InputError
+from pipeline.formats import Format
 from pipeline.outputs import Job, Totals
 from pipeline.records import Drop, Prediction, TrainingRow
 from pipeline.runner import run
 from pipeline.shard import student_prompt
-from pipeline.student import completion_ids, prompt_ids
 from pipeline.teachers import Server
 from tests.chat_server import chat_server, completion
 from tests.conftest import write_jsonl, write_project
@@ -182,10 +182,10 @@ def tiny_student(folder: Path, *, steps: int, context: int = 512) -> Path:
     for step in range(steps):
         sequences = []
         for (task, topic), answer in said.items():
-            asked = prompt_ids(
+            asked = Format().prompt_ids(
                 tokenizer, student_prompt(task, f"{'x' * (step * 7 % 12)} {WORDS[topic]} {'y' * (step % 5)}")
             )
-            sequences.append((asked, completion_ids(tokenizer, answer)))
+            sequences.append((asked, Format().completion_ids(tokenizer, answer)))
         longest = max(len(asked) + len(answer) for asked, answer in sequences)
         rows = [asked + answer + [0] * (longest - len(asked) - len(answer)) for asked, answer in sequences]
         learned = [

@@ -13,8 +13,8 @@ records files merkle environment progress cluster processes binding outputs text
 embedded terms prompts responses lineage revocations teachers
 spending usage sources shots requests workers asking
 ingest sample parse dedup decontaminate judge filters quality shard cards balance
-losses student model_folder trainer train evaluate stages
-config provenance runner envelopes student_signatures exports export audits audit signing proofs
+losses packing cut formats student adapters generate model_folder encoding trainer fit launch train training_process evaluate stages
+config provenance runner sweep_plot sweeps envelopes student_signatures exports export audits audit signing proofs
 damaged response_repair repair push trace revoke resample results recordings report explore predict project printed commands cli
 """.split()
 HEAVY = {
@@ -38,8 +38,11 @@ HEAVY = {
     "phonenumbers",
     "pycld2",
     "rich",
+    "matplotlib",
     "ray",
     "sentence_transformers",
+    "peft",
+    "bitsandbytes",
 }
 USED_THERE = {
     "trainer.py",

@@ -16,7 +16,9 @@ def test_the_loss_worked_out_by_hand() -> None:
     label = (math.log(4 / 3) + math.log(4)) / 2
     rationale = (math.log(2) + math.log(2) + math.log(4)) / 3
 
-    loss, means = step_by_step(logits, targets, tasks, tokens=torch.tensor([2, 3]), weights=torch.tensor([0.3, 0.7]))
+    loss, means = step_by_step(
+        logits, targets, tasks, torch.ones(5), tokens=torch.tensor([2, 3]), weights=torch.tensor([0.3, 0.7])
+    )
 
     assert loss.item() == pytest.approx(0.3 * label + 0.7 * rationale, abs=1e-6)
     assert means.tolist() == pytest.approx([label, rationale], abs=1e-6)
@@ -32,7 +34,7 @@ def test_the_parts_of_a_step_add_up_to_the_whole(size: int) -> None:
     logits, targets, tasks = rows()
     tokens, weights = torch.bincount(tasks), torch.tensor([0.5, 0.5])
     whole = logits.clone().requires_grad_()
-    loss, means = step_by_step(whole, targets, tasks, tokens=tokens, weights=weights)
+    loss, means = step_by_step(whole, targets, tasks, torch.ones(len(tasks)), tokens=tokens, weights=weights)
     loss.backward()
 
     cut = logits.clone().requires_grad_()
@@ -41,6 +43,7 @@ def test_the_parts_of_a_step_add_up_to_the_whole(size: int) -> None:
             cut[start : start + size],
             targets[start : start + size],
             tasks[start : start + size],
+            torch.ones(len(tasks[start : start + size])),
             tokens=tokens,
             weights=weights,
         )
@@ -58,12 +61,19 @@ def test_a_task_without_targets_contributes_nothing() -> None:
     logits.requires_grad_()
     only_labels = torch.zeros_like(targets)
     weights = torch.tensor([0.5, 0.5])
-    loss, means = step_by_step(logits, targets, only_labels, tokens=torch.tensor([len(targets), 0]), weights=weights)
+    loss, means = step_by_step(
+        logits, targets, only_labels, torch.ones(len(targets)), tokens=torch.tensor([len(targets), 0]), weights=weights
+    )
     assert loss.item() == pytest.approx(0.5 * means[LABEL].item())
     assert means[RATIONALE] == 0
 
     loss, means = step_by_step(
-        logits, torch.full_like(targets, -100), only_labels, tokens=torch.tensor([0, 0]), weights=weights
+        logits,
+        torch.full_like(targets, -100),
+        only_labels,
+        torch.ones(len(targets)),
+        tokens=torch.tensor([0, 0]),
+        weights=weights,
     )
     loss.backward()
     assert loss.item() == 0
@@ -76,5 +86,6 @@ def test_half_precision_logits_lose_nothing_on_the_way_to_the_loss() -> None:
     settings = {"tokens": torch.bincount(tasks), "weights": torch.tensor([0.5, 0.5])}
     low = logits.bfloat16()
     assert torch.equal(
-        step_by_step(low, targets, tasks, **settings)[0], step_by_step(low.float(), targets, tasks, **settings)[0]
+        step_by_step(low, targets, tasks, torch.ones(2000), **settings)[0],
+        step_by_step(low.float(), targets, tasks, torch.ones(2000), **settings)[0],
     )

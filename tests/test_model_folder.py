@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline import evaluate
 from pipeline.files import RunError
+from pipeline.formats import Format
 from pipeline.model_folder import EXAMPLE, finish, render
 from pipeline.terms import OutputTerms
 from tests.test_train import files, make_model
@@ -58,37 +59,56 @@ def tokenizer_of(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
+TEXT, CHAT = Format(tasks=("label", "rationale")), Format(template="chat", tasks=("label", "rationale"))
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}<turn>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def chatting(tokenizer: Any) -> int:
+    """Give the tokenizer a chat template, and the token that ends a turn."""
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<turn>"]})
+    tokenizer.chat_template = TEMPLATE
+    end: int = tokenizer.convert_tokens_to_ids("<turn>")
+    return end
+
+
 def test_the_folder_ends_and_pads_as_it_was_trained_to(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     tokenizer = tokenizer_of(folder)
+    turn = chatting(tokenizer)
     before = (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.padding_side)
-    newline = tokenizer("\n")["input_ids"][0]
-    finish(folder, tokenizer=tokenizer, end_token_id=newline, card=CARD)
+    finish(folder, tokenizer=tokenizer, asked=CHAT, card=CARD)
+    assert turn != tokenizer.eos_token_id
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.padding_side) == before  # the caller's own
     saved = tokenizer_of(folder)
-    assert (saved.eos_token_id, saved.pad_token_id, saved.padding_side) == (newline, newline, "left")
+    assert (saved.eos_token_id, saved.pad_token_id, saved.padding_side) == (turn, turn, "left")
     generation = GenerationConfig.from_pretrained(folder)
-    assert (generation.do_sample, generation.eos_token_id, generation.pad_token_id) == (False, newline, newline)
+    assert (generation.do_sample, generation.eos_token_id, generation.pad_token_id) == (False, turn, turn)
     generation.save_pretrained(folder.parent)  # transformers would refuse what it holds to be contradictory
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert (model.config.eos_token_id, model.generation_config.eos_token_id) == (newline, newline)
+    assert (model.config.eos_token_id, model.generation_config.eos_token_id) == (turn, turn)
+    assert Format.read(folder) == CHAT
+    assert CHAT.end_token_id(saved) == turn
+    assert CHAT.prompt_ids(saved, "[label] <turn> a") == CHAT.prompt_ids(tokenizer, "[label] <turn> a")
 
 
 def test_a_pad_token_that_is_there_stays(folder: Path) -> None:
     tokenizer = tokenizer_of(folder)
-    tokenizer.pad_token = "a"
-    finish(folder, tokenizer=tokenizer, end_token_id=256, card={})
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    finish(folder, tokenizer=tokenizer, asked=TEXT, card={})
     config = json.loads((folder / "generation_config.json").read_bytes())
     assert (config["pad_token_id"], config["eos_token_id"]) == (tokenizer.pad_token_id, 256)
-    assert tokenizer_of(folder).pad_token == "a"
+    assert tokenizer_of(folder).pad_token == "<pad>"
 
 
 def test_the_same_arguments_give_the_same_bytes_and_the_weights_stay(folder: Path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
-    finish(folder, tokenizer=tokenizer_of(folder), end_token_id=256, card=CARD)
+    finish(folder, tokenizer=tokenizer_of(folder), asked=TEXT, card=CARD)
     once = files(folder)
-    finish(folder, tokenizer=tokenizer_of(folder), end_token_id=256, card=CARD)
+    finish(folder, tokenizer=tokenizer_of(folder), asked=TEXT, card=CARD)
     assert files(folder) == once
     assert once["model.safetensors"] == weights
     assert not list(folder.glob(".*"))
@@ -98,37 +118,31 @@ def test_weights_that_run_code_are_refused(folder: Path) -> None:
     tokenizer = tokenizer_of(folder)
     (folder / "pytorch_model.BIN").write_bytes(b"pickle")
     with pytest.raises(RunError, match=r"holds pytorch_model\.BIN; .*safetensors alone"):
-        finish(folder, tokenizer=tokenizer, end_token_id=256, card=CARD)
+        finish(folder, tokenizer=tokenizer, asked=TEXT, card=CARD)
     (folder / "pytorch_model.BIN").unlink()
     (folder / "model.safetensors").unlink()
     with pytest.raises(RunError, match="no safetensors file"):
-        finish(folder, tokenizer=tokenizer, end_token_id=256, card=CARD)
-
-
-@pytest.mark.parametrize("token", [-1, 257, 100_000])
-def test_an_end_that_is_no_token_is_refused(folder: Path, token: int) -> None:
-    before = files(folder)
-    with pytest.raises(ValueError, match=f"{token} is no token"):
-        finish(folder, tokenizer=tokenizer_of(folder), end_token_id=token, card=CARD)
-    assert files(folder) == before
+        finish(folder, tokenizer=tokenizer, asked=TEXT, card=CARD)
 
 
 def code(card: str) -> list[str]:
     return [part.partition("```")[0] for part in card.split("```python\n")[1:]]
 
 
-@pytest.mark.parametrize("start", [False, True])
+@pytest.mark.parametrize("kind", ["text", "start", "chat"])
 def test_the_lines_on_the_card_give_what_the_student_answers(
-    folder: Path, start: bool, capsys: pytest.CaptureFixture[str]
+    folder: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tokenizers import processors
 
     tokenizer = tokenizer_of(folder)
-    if start:  # a tokenizer that begins every text with a token of its own
+    if kind == "start":  # a tokenizer that begins every text with a token of its own
         tokenizer.bos_token = "Z"
         put = processors.TemplateProcessing(single="Z $A", special_tokens=[("Z", tokenizer.bos_token_id)])
         tokenizer.backend_tokenizer.post_processor = put
-    finish(folder, tokenizer=tokenizer, end_token_id=256, card=CARD)
+    if kind == "chat":
+        chatting(tokenizer)
+    finish(folder, tokenizer=tokenizer, asked=CHAT if kind == "chat" else TEXT, card=CARD)
     with_transformers, with_vllm = code((folder / "README.md").read_text())
     (folder.parent / "lines.py").write_text(with_transformers.replace("path/to/this/folder", str(folder)))
     runpy.run_path(str(folder.parent / "lines.py"))
@@ -136,22 +150,20 @@ def test_the_lines_on_the_card_give_what_the_student_answers(
     assert capsys.readouterr().out == f"{expected}\n"
     compile(with_vllm, "README.md", "exec")
     asked = [
-        line.partition("tokenizer(")[2].partition(", return_tensors")[0].rstrip(")") for line in with_vllm.split("\n")
+        next(line.strip() for line in lines.split("\n") if "ids = " in line) for lines in (with_transformers, with_vllm)
     ]
-    assert [one for one in asked if one] == [
-        with_transformers.partition("prompt = tokenizer(")[2].partition(", return")[0]
-    ]
-    assert len(with_transformers.splitlines()) == len(with_vllm.splitlines()) == 5
+    assert asked[0] == asked[1]
+    assert ("add_special_tokens=True" in asked[0], "Format.of(" in asked[0]) == (kind == "start", kind == "chat")
 
 
 def test_the_card_says_what_it_was_told(tiny: Path) -> None:
-    card = render(CARD, tokenizer_of(tiny))
+    card = render(CARD, tokenizer_of(tiny), TEXT)
     head = yaml.safe_load(card.split("---\n")[1])
     assert head["library_name"] == "transformers"
     assert "base_model" not in head
     for said in (
         "# topics: student",
-        "| label | \\[label\\] &lt;input> and a line break |",
+        "| label | \\[label\\] &lt;input> |",
         "| layers kept | 8 |",
         "| licence of the base model | Apache-2.0 |",
         "| alpha | 0.5 |",
@@ -163,15 +175,15 @@ def test_the_card_says_what_it_was_told(tiny: Path) -> None:
         assert said in card
     assert "max\\_length" not in card
     of_hub = render(
-        {**CARD, "base": {"from": "owner/name", "revision": "c0"}, "tasks": ["response"]}, tokenizer_of(tiny)
+        {**CARD, "base": {"from": "owner/name", "revision": "c0"}, "tasks": ["response"]}, tokenizer_of(tiny), TEXT
     )
     assert yaml.safe_load(of_hub.split("---\n")[1])["base_model"] == "owner/name"
-    assert "| response | &lt;input> and a line break |" in of_hub
+    assert "| response | &lt;input> |" in of_hub
     assert f'tokenizer("{EXAMPLE}\\n", ' in of_hub
 
 
 def test_a_card_that_was_told_nothing_says_so(tiny: Path) -> None:
-    card = render({}, tokenizer_of(tiny))
+    card = render({}, tokenizer_of(tiny), TEXT)
     assert "# Student: student" in card
     for said in (
         "not recorded which tasks",
@@ -214,9 +226,9 @@ def test_no_text_leaves_its_place_in_the_card(tokenizer: Any, data: st.DataObjec
         "terms": {draw(): {"training": "allowed", "license": draw() + "l"}},
         "accept_terms": draw() + "a",
     }
-    card = render(told, tokenizer)
+    card = render(told, tokenizer, TEXT)
     plain = render(
-        {**told, "base": {}, "start": {}, "settings": {}, "trained_on": {"key": "k", "files": "0"}}, tokenizer
+        {**told, "base": {}, "start": {}, "settings": {}, "trained_on": {"key": "k", "files": "0"}}, tokenizer, TEXT
     )
     shape = [line.split(" ")[0] for line in card.split("\n") if not line.startswith(("|", "base_model"))]
     assert shape == [line.split(" ")[0] for line in plain.split("\n") if not line.startswith(("|", "base_model"))]

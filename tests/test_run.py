@@ -175,7 +175,7 @@ def test_a_second_process_is_told_who_works(project: Path) -> None:
 def test_rows_of_a_stage_are_a_dataset(project: Path) -> None:
     pipeline.run(project)
     rows = pipeline.rows(project, "shard")
-    assert rows.column_names == ["id", "example", "task", "split", "prompt", "completion", "difficulty"]
+    assert rows.column_names == ["id", "example", "task", "split", "prompt", "completion", "difficulty", "distribution"]
     assert rows.num_rows == 48
     assert pipeline.rows(project, "quality")[0]["label"] == "sports"
 

@@ -15,7 +15,7 @@ from pipeline.files import InputError
 from pipeline.outputs import RowWriter
 from pipeline.records import Drop, Example, TrainingRow, Vote
 from pipeline.runner import run
-from pipeline.shard import completions, data_card, shard, split, student_prompt, terms_of
+from pipeline.shard import completions, data_card, said_label, shard, split, student_prompt, terms_of
 from pipeline.train import read_shards
 from tests.rows import example, votes
 
@@ -203,9 +203,34 @@ def test_difficulty_is_how_much_the_votes_disagree_where_there_are_several() -> 
     assert [row.difficulty for row in rows] == [1.0, 1.0, 0.0, 0.0, None, None, None, None, None, None]
 
 
+def test_soft_labels_stand_in_the_row_of_the_label_beside_the_voted_one() -> None:
+    told = [example("r1", label="a", soft_labels={"a": 0.75, "b": 0.25}), example("r2", label="a")]
+    rows = list(shard(told, targets=BOTH, label="soft", labels=["a", "b"]))
+    assert [row.completion for row in rows[:2]] == ["a", told[0].rationale]
+    assert json.loads(rows[0].distribution) == {"a": 0.75, "b": 0.25}
+    assert rows[1].distribution is None
+    assert [row.reason for row in rows[2:]] == ["no_soft_labels"] * 2
+    assert {row.distribution for row in shard(told, targets=BOTH, labels=["a", "b"])} == {None}
+
+
+@given(
+    st.text(min_size=1).filter(str.strip) | st.just("It is so. So the answer is b. But no."),
+    st.sampled_from(["a", "7 * 3", "x. y"]),
+)
+def test_a_chain_of_thought_ends_in_the_label_that_is_read_from_it(rationale: str, label: str) -> None:
+    (row,) = shard([example("r1", label=label, rationale=rationale)], targets=["chain_of_thought"])
+    assert row.prompt == example("r1").input
+    assert row.completion.startswith(rationale.strip())
+    assert said_label(row.completion) == label
+    assert said_label("I do not know.") == ""
+
+
 def test_shards_from_before_the_column_are_trained_on_as_before(tmp_path: Path) -> None:
     rows = [row for row in shard([example("r1"), example("r2")], targets=BOTH) if isinstance(row, TrainingRow)]
-    lines = [{name: value for name, value in row.plain().items() if name != "difficulty"} for row in rows]
+    lines = [
+        {name: value for name, value in row.plain().items() if name not in ("difficulty", "distribution")}
+        for row in rows
+    ]
     (tmp_path / "train-00000.jsonl").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
     assert list(read_shards(tmp_path)) == rows
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.binding import Problem, bind
+from pipeline.encoding import Encoding, encode
 from pipeline.files import InputError, RunError
+from pipeline.formats import Format
 from pipeline.outputs import Job
 from pipeline.records import Drop, Trained, TrainingRow
-from pipeline.student import StudentSettings, completion_ids, cut, evenly_spaced, identity, load, prompt_ids
-from pipeline.train import encode, read_shards, train, train_on_shards
+from pipeline.student import StudentSettings, identity, load
+from pipeline.train import read_shards, train, train_on_shards
+from tests.models import make_model
 
 ROOT = Path(__file__).parents[1]
-LAYERS = 2
-
-
-def make_model(folder: Path, layers: int = LAYERS, **config: Any) -> Path:
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
-    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    words.decoder = decoders.ByteLevel()
-    words.add_special_tokens(["<end>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
-    torch.manual_seed(0)
-    shape = {
-        "vocab_size": 260,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_attention_heads": 2,
-        "num_hidden_layers": layers,
-    }
-    settings = {
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 256,
-        "eos_token_id": 256,
-        "bos_token_id": None,
-        **shape,
-        **config,
-    }
-    LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,11 +79,23 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(shards: Path, out: Path, student: Path, **given: Any) -> dict[str, Any]:
     """What the command line does: check the settings, then train."""
     given = {"student": str(student), "precision": "float32", "batch_size": 4, "epochs": 1, "log_every": 1, **given}
-    targets = given.pop("targets", None)
     given.setdefault("accept_terms", "the rows are made up")
-    values = {"task.targets": targets, "stages.sample.teacher.terms": None}
+    values = {"task.targets": None, "stages.parse.label_type": None, "stages.sample.teacher.terms": None}
     bound = bind(train, given, lookup=values.__getitem__, folder=Path.cwd())
     return train_on_shards(shards, out=out, **bound)
+
+
+def encoded(rows: list[TrainingRow], tokenizer: Any, limit: int, **more: Any) -> tuple[list[Any], dict[str, Any], int]:
+    """What became of the rows, the examples, and how many rows were cut."""
+    encoding = Encoding(
+        prompt_ids=lambda text: Format().prompt_ids(tokenizer, text),
+        completion_ids=lambda text: Format().completion_ids(tokenizer, text),
+        tasks=more.pop("tasks", ["label", "rationale"]),
+        max_length=limit,
+        **more,
+    )
+    found = encode(rows, encoding)
+    return found.fates, found.examples, found.cut
 
 
 def metrics(out: Path, model: str = "student", kind: str = "loss") -> list[dict[str, Any]]:
@@ -152,11 +133,11 @@ def test_both_models_learn_and_are_normal_checkpoints(trained: tuple[Path, dict[
         network = AutoModelForCausalLM.from_pretrained(out / model)
         import torch
 
-        asked = prompt_ids(tokenizer, "[label] bbbbbbbbb 21")
+        asked = Format().prompt_ids(tokenizer, "[label] bbbbbbbbb 21")
         said = network.generate(torch.tensor([asked]), max_new_tokens=4, do_sample=False, pad_token_id=0)[
             0, len(asked) :
         ].tolist()
-        assert said == completion_ids(tokenizer, "b")
+        assert said == Format().completion_ids(tokenizer, "b")
         assert details["models"][model]["parameters"] == network.num_parameters()
     assert "rationale_loss" in metrics(out)[0]
     assert "rationale_loss" not in metrics(out, "baseline")[0]
@@ -177,8 +158,11 @@ def test_metrics_hold_figures_of_the_training_and_no_times(trained: tuple[Path, 
         "learning_rate",
         "label_loss",
         "rationale_loss",
+        "label_tokens",
+        "rationale_tokens",
         "tokens",
     }
+    assert (row["label_tokens"], row["rationale_tokens"]) == (4 * 2, 4 * 18)
     assert row["epoch"] == 2
     assert row["loss"] == pytest.approx(0.5 * row["label_loss"] + 0.5 * row["rationale_loss"], rel=1e-4)
     (first, *_) = metrics(trained[0], kind="validation_loss")
@@ -188,6 +172,7 @@ def test_metrics_hold_figures_of_the_training_and_no_times(trained: tuple[Path, 
         "epoch",
         "validation_loss",
         "validation_label_loss",
+        "validation_label_accuracy",
         "validation_rationale_loss",
         "tokens",
     }
@@ -202,7 +187,8 @@ def test_the_stage_accounts_for_every_row(tmp_path: Path, shards: Path, tiny: Pa
         student=student,
         epochs=0.2,
         baseline=False,
-        targets=["label", "rationale"],
+        task_targets=["label", "rationale"],
+        label_type=None,
         output_terms={},
     )
     found = []
@@ -227,7 +213,10 @@ def test_the_first_loss_is_the_one_worked_out_with_full_logits(tmp_path: Path, s
     losses: dict[str, list[float]] = {"label": [], "rationale": []}
     for row in read_shards(shards):
         if row.split == "train":
-            prompt, completion = prompt_ids(tokenizer, row.prompt), completion_ids(tokenizer, row.completion)
+            prompt, completion = (
+                Format().prompt_ids(tokenizer, row.prompt),
+                Format().completion_ids(tokenizer, row.completion),
+            )
             with torch.no_grad():
                 chances = model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
             losses[row.task] += [
@@ -275,7 +264,7 @@ def test_same_settings_give_the_same_bytes(tmp_path: Path, shards: Path, tiny: P
 def test_rows_that_cannot_be_trained_on_are_dropped_with_their_examples(tiny: Path) -> None:
     _, tokenizer, _ = load(StudentSettings.model_validate({"from": str(tiny)}))
     rows = pair(0) + pair(1, rationale="long " * 20) + pair(2)[:1] + pair(3, rationale="\n")
-    fates, examples = encode(rows, ["label", "rationale"], tokenizer, 60)
+    fates, examples, _ = encoded(rows, tokenizer, 60)
     assert [fate.id for fate in fates] == [row.id for row in rows]
     assert [type(fate) for fate in fates] == [Trained] * 2 + [Drop] * 5
     drops = fates[2:]
@@ -284,18 +273,16 @@ def test_rows_that_cannot_be_trained_on_are_dropped_with_their_examples(tiny: Pa
     assert drops[0].evidence == {"tokens": sizes, "max_length": 60}
     assert drops[2].evidence == {"missing": ["rationale"]}
     assert len(examples["train"]) == 1
-    at_the_limit, _ = encode(
-        rows[:2], ["label", "rationale"], tokenizer, len("[rationale] aaaaaaaaa 0\nIt begins with a.") + 1
-    )
+    at_the_limit, *_ = encoded(rows[:2], tokenizer, len("[rationale] aaaaaaaaa 0\nIt begins with a.") + 1)
     assert [type(fate) for fate in at_the_limit] == [Trained] * 2
 
 
 def test_rows_that_contradict_one_another_stop_the_training(tiny: Path) -> None:
     _, tokenizer, _ = load(StudentSettings.model_validate({"from": str(tiny)}))
     with pytest.raises(InputError, match=r"r0/label.*twice"):
-        encode(pair(0) + pair(0), ["label", "rationale"], tokenizer, 60)
+        encoded(pair(0) + pair(0), tokenizer, 60)
     with pytest.raises(InputError, match=r"r0.*different splits"):
-        encode([pair(0)[0], pair(0, "validation")[1]], ["label", "rationale"], tokenizer, 60)
+        encoded([pair(0)[0], pair(0, "validation")[1]], tokenizer, 60)
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -307,7 +294,7 @@ def test_no_text_reaches_over_the_boundary_or_forges_an_end(tiny: Path, prompt: 
     from transformers import AutoTokenizer
 
     tokenizer = TOKENIZERS.setdefault(tiny, AutoTokenizer.from_pretrained(tiny))
-    asked, said = prompt_ids(tokenizer, prompt), completion_ids(tokenizer, completion)
+    asked, said = Format().prompt_ids(tokenizer, prompt), Format().completion_ids(tokenizer, completion)
     assert tokenizer.decode(asked) == prompt + "\n"
     assert tokenizer.decode(said[:-1]) == completion
     assert said[-1] == tokenizer.eos_token_id
@@ -401,6 +388,7 @@ def test_without_validation_rows_and_with_one_task(tmp_path: Path, tiny: Path) -
         "grad_norm",
         "learning_rate",
         "response_loss",
+        "response_tokens",
         "tokens",
     }
     assert not metrics(tmp_path / "out", kind="validation_loss")
@@ -466,71 +454,6 @@ def test_a_student_can_be_named_in_one_word_or_with_its_layers() -> None:
     assert bound("owner/name") == StudentSettings.model_validate({"from": "owner/name"})
     assert bound({"from": "embedded", "layers": 8}).layers == 8
     assert bound({"from": "embedded", "layers": [0, 5]}).model_dump() == {"from": "embedded", "layers": [0, 5]}
-
-
-@given(st.integers(1, 80), st.integers(1, 80))
-def test_layers_are_spaced_evenly_with_both_ends(count: int, total: int) -> None:
-    count = min(count, total)
-    kept = evenly_spaced(count, total)
-    assert len(set(kept)) == len(kept) == count
-    assert kept == sorted(kept)
-    assert kept[0] == 0
-    assert kept[-1] == (total - 1 if count > 1 else 0)
-    steps = [after - before for before, after in pairwise(kept)]
-    assert not steps or max(steps) - min(steps) <= 1
-
-
-def test_eight_of_thirty() -> None:
-    assert evenly_spaced(8, 30) == [0, 4, 8, 12, 17, 21, 25, 29]
-
-
-def test_cutting_keeps_the_chosen_layers_and_everything_else(tmp_path: Path) -> None:
-    import torch
-
-    model, _, _ = load(StudentSettings.model_validate({"from": str(make_model(tmp_path / "six", layers=6))}))
-    small = cut(model, [0, 3, 5])
-    assert small.config.num_hidden_layers == len(small.model.layers) == 3
-    for new, old in enumerate([0, 3, 5]):
-        pairs = zip(small.model.layers[new].parameters(), model.model.layers[old].parameters(), strict=True)
-        assert all(torch.equal(one, other) for one, other in pairs)
-    assert torch.equal(small.model.embed_tokens.weight, model.model.embed_tokens.weight)
-    assert small.lm_head.weight is small.model.embed_tokens.weight
-    words = torch.arange(9)[None]
-    with torch.no_grad():
-        assert torch.equal(cut(model, 6)(words).logits, model(words).logits)
-        assert small(words).logits.isfinite().all()
-        assert (
-            small.generate(words, max_new_tokens=3, do_sample=False, pad_token_id=0).shape[1] <= 12
-        )  # the cache knows its layers
-    small.save_pretrained(tmp_path / "three")
-    again, _, _ = load(
-        StudentSettings.model_validate({"from": str(shutil.copytree(tmp_path / "six", tmp_path / "names"))})
-    )
-    assert again.config.num_hidden_layers == 6
-
-
-def test_settings_of_single_layers_follow_the_cut(tmp_path: Path) -> None:
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
-    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
-    shape = {
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-    }
-    model = Gemma3ForCausalLM(Gemma3TextConfig(**shape, num_hidden_layers=4, layer_types=kinds, sliding_window=4))
-    small = cut(model, [0, 3])
-    assert small.config.layer_types == ["sliding_attention", "full_attention"]
-
-
-@pytest.mark.parametrize("layers", [7, [0, 6], [3, 1], [2, 2]])
-def test_layers_that_are_not_there_are_refused(tmp_path: Path, layers: int | list[int]) -> None:
-    make_model(tmp_path / "six", layers=6)
-    with pytest.raises(InputError, match="has 6 layers"):
-        load(StudentSettings.model_validate({"from": str(tmp_path / "six"), "layers": layers}))
 
 
 def test_the_identity_follows_the_files(tmp_path: Path, tiny: Path) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pipeline import outputs
-from pipeline.files import RunError, plain
+from pipeline.files import RunError, plain, strict_json
 from pipeline.processes import Crew
 from pipeline.records import Manifest
+from pipeline.runner import ASIDE, RUN_FACTS
 from pipeline.stages import STAGES
 
 if TYPE_CHECKING:
@@ -187,12 +188,22 @@ def _is_finished(folder: Path) -> bool:
     return kind(folder) == "folder" and kind(folder / outputs.MANIFEST) is not None
 
 
+def _made_aside(folder: Path) -> bool:
+    """Whether a result says that it was made without being in force, as a sweep makes them."""
+    facts = folder / RUN_FACTS
+    try:
+        known = strict_json(facts.read_bytes()) if kind(facts) == "file" and facts.lstat().st_size <= 1000 else None
+    except (OSError, ValueError):
+        return False
+    return isinstance(known, dict) and known.get(ASIDE) is True
+
+
 def _current(run: Path, stage: str) -> Path | Finding | None:
     """The folder in force of a stage, or what is wrong with the file that names it; None where a stage never had a result."""
     place = run / stage / CURRENT
     try:
         if kind(place) is None:
-            unnamed = any(_is_finished(path) for path in (run / stage).iterdir())
+            unnamed = any(_is_finished(path) and not _made_aside(path) for path in (run / stage).iterdir())
             return (
                 Finding(place, "missing, though there are results; restore the file, or run again") if unnamed else None
             )

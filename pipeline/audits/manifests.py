@@ -43,6 +43,7 @@ UNPROVEN: Final = {
     "evaluate's rationales.jsonl": "what a student wrote when it was asked why",
     "revoked.jsonl where it was emptied or deleted": "in no manifest; what results in force know of it is noted",
     "report, index, damaged": "pages and tables made of results, and what repair moved away; in no manifest, and nothing is made of them",
+    "results.md, failures.jsonl and plots of sweeps": "views of results.jsonl, which is held against the results that it names",
     "names, tokens and log-probabilities in the response store that no row repeats": "the store is in no manifest and under no signature",
     "run.json, run-*.json": "times and speeds, in no manifest and under no signature",
 }

@@ -147,6 +147,47 @@ def run(
 
 
 @app.command()
+def sweep(
+    over: Annotated[
+        list[str],
+        typer.Option(
+            "--over", help="a setting and its values, a range as 0..4; every combination is a point", metavar="KNOB=V,V"
+        ),
+    ],
+    config: ConfigOption = DEFAULT,
+    settings: SetOption = None,
+    name: Annotated[
+        str | None, typer.Option(help="of the folder under sweeps/; by default it follows from the values")
+    ] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            help="the setting on the plot's axis; by default train.fraction, or the first with numbers", metavar="KNOB"
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only say what would run for each point; write nothing")
+    ] = False,
+    accept_terms: AcceptTermsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train and measure every combination of settings, with intervals over seeds and a plot; what is in force stays so."""
+    from dataclasses import asdict
+
+    from pipeline import sweeps
+
+    if dry_run:
+        grid = sweeps.prepare(config, over, overrides=settings or [], name=name, plot=plot, accept_terms=accept_terms)
+        points = sweeps.plan(grid)
+        printed.as_json([asdict(point) for point in points]) if as_json else printed.planned_sweep(grid.name, points)
+        return
+    found = sweeps.sweep(config, over, overrides=settings or [], name=name, plot=plot, accept_terms=accept_terms)
+    printed.as_json(found.plain()) if as_json else printed.swept(found)
+    if found.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
 def status(config: ConfigOption = DEFAULT, as_json: JsonOption = False) -> None:
     """Show each stage: key in force, rows, age, and whether its settings still match."""
     from dataclasses import asdict

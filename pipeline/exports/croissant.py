@@ -64,11 +64,12 @@ TYPES: Final = {"string": "sc:Text", "float64": "cr:Float64", "int64": "cr:Int64
 WHAT: Final = {
     "id": "<example>/<task>",
     "example": "the input that the row was made from; its rows share it, and stand in one split",
-    "task": "what the row teaches: label, rationale or response",
+    "task": "what the row teaches: label, rationale, response or chain_of_thought",
     "split": "train or validation",
     "prompt": "what the student sees",
     "completion": "what it is to answer",
     "difficulty": "entropy of the answers that teachers gave to the example, in bits; null where there was one alone",
+    "distribution": "label -> probability as a JSON object in a text, where that is learned instead of the completion; else null",
 }
 
 

@@ -26,7 +26,10 @@ from pipeline.exports.data_card import provenance, terms_and_licences
 from pipeline.files import InputError, RunError
 from pipeline.shard import PREFIXES, escaped
 
-RECIPE: Final = "targets alpha epochs learning_rate batch_size accumulation warmup max_length precision seed gradient_checkpointing".split()
+RECIPE: Final = (
+    "targets alpha temperature fraction epochs learning_rate batch_size accumulation warmup max_length too_long keep precision seed "
+    "gradient_checkpointing processes"
+).split()
 
 
 def render(shown: View) -> str:
@@ -89,7 +92,7 @@ def _head(shown: View, metrics: evaluate.Metrics | None) -> dict[str, Any]:
 
 def _text(shown: View, metrics: evaluate.Metrics | None) -> list[str]:
     manifest = shown.results["train"].manifest
-    targets = setting(shown, "train", "targets")
+    targets = setting(shown, "train", "targets") or setting(shown, "train", "task_targets")
     prefixes = [prefix for target, prefix in PREFIXES.items() if isinstance(targets, list) and target in targets]
     return [
         f"# {escaped(title(shown))}: student",
