@@ -2,7 +2,8 @@
 
     launch(job, folder, processes=2, accelerate=None)     # python -m pipeline.training_process checkpoints-student/job.json, twice
 
-Limits: what the processes print goes to this one's standard error; only the first of them prints progress.
+What one of them raises is raised here too. Limits: what the processes print goes to this one's standard error; only the first of them
+prints progress.
 """
 
 import logging
@@ -12,24 +13,30 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.files import RunError, atomic
+from pipeline.files import InputError, RunError, atomic, strict_json, write_json
 
 JOB = "job.json"
+PROBLEM = "problem.json"
 PROCESS = "pipeline.training_process"
 
 
 def launch(job: bytes, folder: Path, processes: int, accelerate: Path | None) -> None:
-    """Start ``processes`` that each read ``job`` (left in ``folder``), and wait for them. Raises RunError where one fails.
+    """Start ``processes`` that each read ``job`` (left in ``folder``), and wait for them.
 
-    ``accelerate``: a file of settings for `accelerate launch`; its number of processes counts where ``processes`` is 1.
+    ``accelerate``: a file of settings for `accelerate launch`; its number of processes counts where ``processes`` is 1. Raises InputError
+    or RunError as one of them does, and RunError where one fails otherwise.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / PROBLEM).unlink(missing_ok=True)
     with atomic(folder / JOB) as file:
         file.write(job)
     cores = max(1, (os.cpu_count() or 1) // processes)
     environment = {"OMP_NUM_THREADS": str(cores), **os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     told = ["-m", PROCESS, str(folder / JOB)]
     code = _here(told, processes, environment) if accelerate is None else _by(accelerate, told, processes, environment)
+    if code and (folder / PROBLEM).is_file():
+        problem = strict_json((folder / PROBLEM).read_bytes())
+        raise (InputError if problem["input"] else RunError)(problem["said"])
     if code:
         raise RunError(f"train: its processes ended with exit code {code}; what they said stands above")
 
@@ -76,3 +83,8 @@ def _by(accelerate: Path, told: list[str], processes: int, environment: dict[str
         except BaseException:
             running.terminate()
             raise
+
+
+def leave(problem: InputError | RunError, folder: Path) -> None:
+    """Leave in ``folder`` what stopped one of the processes."""
+    write_json(folder / PROBLEM, {"input": isinstance(problem, InputError), "said": str(problem)})

@@ -49,7 +49,7 @@ def forking(log: Path) -> Iterator[Forked]:
     try:
         yield call
     finally:
-        asked.close()
+        server.kill()  # it only waits
         server.wait()
 
 

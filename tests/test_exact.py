@@ -5,14 +5,17 @@ Micro-batches, packing, order, processes and kinds of models change nothing: sam
 
 import os
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from pipeline import train as training
+from pipeline import launch as launching
+from pipeline import training_process
 from pipeline.evaluate import load
+from pipeline.files import InputError, RunError
 from pipeline.records import TrainingRow
 from tests.forked import Forked, waited
 from tests.forked import forked as fork
@@ -206,11 +209,8 @@ def test_an_encoder_decoder_is_trained_as_the_authors_do_in_any_shape(
 
 # Several processes
 
-NOTHING_FOR_ONE = {
-    "batch_size": 20,
-    "accumulation": 2,
-    "processes": 2,
-}  # 22 examples: the second has none in its second micro-batch
+# 22 examples: the second process has none in its second micro-batch
+NOTHING_FOR_ONE = {"batch_size": 20, "accumulation": 2, "processes": 2}
 SHARED = {
     "packed": NOTHING_FOR_ONE,
     "padded": {**NOTHING_FOR_ONE, "packing": False},
@@ -219,24 +219,45 @@ SHARED = {
 }
 
 
-def train_shared(shape: dict[str, Any], student: str, shards: str, out: str) -> None:
-    """Train in processes that are forked here, which spares each of them the import of the libraries."""
+class Forks:
+    """Stands for the process that torchrun is: forks the others here, which spares each of them the import of the libraries."""
 
-    def launch(job: bytes, folder: Path, processes: int, accelerate: Path | None) -> None:
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
         with socket.socket() as free:
             free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        where = {"WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-        os.environ |= {name: str(value) for name, value in where.items()}
-        assert not waited([fork(_share, rank=rank, job=job) for rank in range(processes)])
+            where = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+        processes = int(command[command.index("--nproc-per-node") + 1])
+        os.environ |= {**where, "WORLD_SIZE": str(processes)}
+        sys.argv = command[-2:]
+        self.children = [fork(_process, rank=str(rank)) for rank in range(processes)]
 
-    training.launch = launch
+    def __enter__(self) -> "Forks":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def wait(self) -> int:
+        return waited(self.children)
+
+
+def _process(rank: str) -> None:
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
+    training_process.main()
+
+
+def train_shared(shape: dict[str, Any], student: str, shards: str, out: str) -> None:
+    """Train as told, in processes that are forked here."""
+    launching.subprocess.Popen = Forks  # type: ignore[misc, assignment]
     train_in(shape, Case(Path(student), Path(shards), [], {}), Path(out))
 
 
-def _share(rank: int, job: bytes) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    training.share(job)
+def stop_shared(said: str, **given: Any) -> None:
+    """The same, where it cannot be done; the kind of error and its words go to the file ``said``."""
+    try:
+        train_shared(**given)
+    except (InputError, RunError) as error:
+        Path(said).write_text(f"{type(error).__name__}: {error}")
 
 
 @pytest.mark.slow
@@ -248,3 +269,41 @@ def test_two_processes_train_as_the_authors_do(
     places = {"student": str(case.student), "shards": str(case.shards), "out": str(tmp_path / "out")}
     assert forked(train_shared, shape=SHARED[shape], **places) == 0
     compare(case, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_processes_that_are_started_take_the_very_steps_of_one_and_lose_no_row(decoder: Case, tmp_path: Path) -> None:
+    # 22 examples in steps of 8: the last step of an epoch has 3 for each process.
+    uneven = {"batch_size": 8, "epochs": 2, "learning_rate": RATE, "baseline": False}
+    run(decoder.shards, tmp_path / "one", decoder.student, **uneven)
+    run(decoder.shards, tmp_path / "two", decoder.student, processes=2, **uneven)
+    alone, shared = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert len(alone) == len(shared) == 6
+    for one, two in zip(alone, shared, strict=True):
+        assert one.keys() == two.keys()
+        assert [one[figure] for figure in FIGURES] == pytest.approx([two[figure] for figure in FIGURES], rel=1e-5)
+    trained, again = weights(tmp_path / "one" / "student"), weights(tmp_path / "two" / "student")
+    assert all(trained[name].allclose(again[name], atol=1e-5) for name in trained)
+    for task in ("label", "rationale"):
+        there = sum(len(row.completion) + 1 for row in pairs() if row.task == task)
+        for epoch in (shared[:3], shared[3:]):
+            assert sum(step[f"{task}_tokens"] for step in epoch) == there
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "problem"),
+    [
+        (
+            {"batch_size": 3},
+            "InputError: train.batch_size: 3 examples do not divide among 2 processes",
+        ),
+        ({"learning_rate": 1e30}, "RunError: train: the loss is no longer a number at step"),
+    ],
+)
+def test_what_stops_one_of_several_processes_is_raised_as_in_one(
+    shape: dict[str, Any], problem: str, decoder: Case, tmp_path: Path, forked: Forked
+) -> None:
+    places = {"student": str(decoder.student), "shards": str(decoder.shards), "out": str(tmp_path / "out")}
+    assert forked(stop_shared, said=str(tmp_path / "said"), shape={**shape, "processes": 2}, **places) == 0
+    assert (tmp_path / "said").read_text().startswith(problem)
