@@ -27,7 +27,7 @@ from pipeline.encoding import Example
 from pipeline.files import RunError
 from pipeline.generate import greedy
 from pipeline.losses.step_by_step import step_by_step
-from pipeline.packing import pack
+from pipeline.packing import closest, pack
 
 IGNORED = -100
 Batch = dict[str, torch.Tensor]
@@ -64,7 +64,7 @@ def collate(items: Sequence[Mapping[str, Any]], layout: Layout) -> Batch:
     lengths = [len(ids) for ids, *_ in sequences]
     width = max(lengths, default=1)
     if layout.packed:
-        rows = pack(lengths, sum(lengths) if layout.one_row else width)
+        rows = pack(lengths, sum(lengths)) if layout.one_row else closest(lengths)
         width = max((sum(lengths[place] for place in row) for row in rows), default=1)
     else:
         rows = [[place] for place in range(len(sequences))]
