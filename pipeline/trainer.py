@@ -256,7 +256,7 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
         return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Keep what was measured, each task's loss and tokens with it. Raises RunError where the loss is no longer a number."""
+        """Keep what was measured, each task's loss and tokens with it. Raises RunError where loss or gradient is no number."""
         if "loss" in logs:
             means = (self.accelerator.reduce(self._means, "sum") / self._steps).tolist()
             logs |= {f"{task}_loss": mean for task, mean in zip(self.tasks, means, strict=True)}
@@ -264,9 +264,13 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
                 f"{task}_tokens": round(count, 3) for task, count in zip(self.tasks, self._tokens.tolist(), strict=True)
             }
             self._means, self._tokens, self._steps = torch.zeros_like(self._means), torch.zeros_like(self._tokens), 0
-            if not math.isfinite(logs["loss"]):
+            steep = not math.isfinite(logs.get("grad_norm") or 0.0)
+            if steep and self.args.fp16:
+                del logs["grad_norm"]  # such a step is skipped, and the loss scaled down from then on
+            elif steep or not math.isfinite(logs["loss"]):
+                what = "gradient" if math.isfinite(logs["loss"]) else "loss"
                 raise RunError(
-                    f"train: the loss is no longer a number at step {self.state.global_step}; lower 'learning_rate'"
+                    f"train: the {what} is no longer a number at step {self.state.global_step}; lower 'learning_rate'"
                 )
             if self._since is not None:
                 began, read = self._since
