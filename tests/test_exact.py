@@ -246,9 +246,14 @@ def _process(rank: str) -> None:
     training_process.main()
 
 
+def fork_processes() -> None:
+    """From now on processes that share a training are forked from this one."""
+    launching.subprocess.Popen = Forks  # type: ignore[misc, assignment]
+
+
 def train_shared(shape: dict[str, Any], student: str, shards: str, out: str) -> None:
     """Train as told, in processes that are forked here."""
-    launching.subprocess.Popen = Forks  # type: ignore[misc, assignment]
+    fork_processes()
     train_in(shape, Case(Path(student), Path(shards), [], {}), Path(out))
 
 
