@@ -37,7 +37,7 @@ from pipeline.ingest import prompts as read_prompts
 from pipeline.labels import LabelType, normalise, same, value
 from pipeline.outputs import Job, Totals, read
 from pipeline.parse import parse as parse_responses
-from pipeline.progress import bar, say_line
+from pipeline.progress import Advance, bar, say_line
 from pipeline.records import Drop, Example, Prediction, Prompt, Record, Response, Row, Target, TrainingRow
 from pipeline.sample import answers
 from pipeline.shard import said_label, student_prompt
@@ -410,9 +410,7 @@ def load(model: str, precision: Precision = "float32") -> Checkpoint:
             loaded, tokenizer, _ = load_student(StudentSettings.model_validate({"from": model}))
     except InputError as error:
         raise InputError(str(error).removeprefix("train.student: ")) from None
-    folder = Path(model).expanduser()
-    plain_format = Format(encoder_decoder=bool(loaded.config.is_encoder_decoder))
-    asked = Format.read(folder) if folder.is_dir() else plain_format
+    asked = Format.of(model).model_copy(update={"encoder_decoder": bool(loaded.config.is_encoder_decoder)})
     return Checkpoint(loaded.to(device(), getattr(torch, precision)).eval(), tokenizer, asked)
 
 
@@ -425,16 +423,25 @@ def generate(
     description: str = "generate",
 ) -> list[Answer]:
     """One greedy answer for each text, in order; none for a text that leaves less than ``max_new_tokens`` of the model's context."""
+    prompts = [checkpoint.format.prompt_ids(checkpoint.tokenizer, text) for text in texts]
     with bar(description, len(texts)) as advance:
-        return greedy(
-            checkpoint.model,
-            checkpoint.tokenizer,
-            [checkpoint.format.prompt_ids(checkpoint.tokenizer, text) for text in texts],
-            end=checkpoint.format.end_token_id(checkpoint.tokenizer),
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            advance=advance,
-        )
+        return complete(checkpoint, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, advance=advance)
+
+
+def complete(
+    checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], *, batch_size: int, max_new_tokens: int, advance: Advance
+) -> list[Answer]:
+    """``generate`` for prompts that are tokens already; ``advance`` is told how many more of them are done."""
+    end = checkpoint.format.end_token_id(checkpoint.tokenizer)
+    return greedy(
+        checkpoint.model,
+        checkpoint.tokenizer,
+        prompts,
+        end=end,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        advance=advance,
+    )
 
 
 def _eval_rows(

@@ -1,10 +1,14 @@
-"""Look before a run: what the filters of a stage would drop, and which labels their neighbours contradict. Nothing is written.
+"""Look before a run: what the filters of a stage would drop, which labels their neighbours contradict, and what would be trained first.
+
+Nothing is written.
 
     found = dry_run(load("stages.yaml"), "quality")
     for reason in found.reasons: print(reason.name, reason.alone, reason.first, reason.only)
 
     found = suspects(load("stages.yaml"), model="models/all-MiniLM-L6-v2")
     for row in found.suspects[:10]: print(row.score, row.label, row.neighbours, row.input)
+
+    found = first_batch(load("stages.yaml"))          # see `preview`
 
 ``dry_run`` runs a filter stage on what lies on disk for it, in blocks and processes as a run does, and counts. For quality it asks every
 filter about every row, those that are not configured too (with their defaults), so that one run tells what each does alone, in the
@@ -37,9 +41,10 @@ from pipeline import labels as label_forms
 from pipeline import outputs, quality
 from pipeline.binding import Call
 from pipeline.blocks import Block, cut
-from pipeline.config import Config, load, verify
+from pipeline.config import Config, load, permit, verify
 from pipeline.files import InputError, plain
 from pipeline.filters import FILTERS
+from pipeline.preview import Preview, preview_of_shards
 from pipeline.processes import Crew
 from pipeline.progress import bar
 from pipeline.records import Drop, Example
@@ -107,15 +112,34 @@ def dry_run(config: Config, stage: str, overrides: Sequence[str] = (), *, proces
     row = STAGES[stage]
     if row.kind != "filter":
         filters = ", ".join(name for name in config.stages if STAGES[name].kind == "filter")
-        raise InputError(f"{stage}: --dry-run is for filter stages; here these are {filters or 'none'}")
-    (reads,) = config.parents(stage)
-    folder = outputs.current(config.run, reads)
-    if folder is None:
-        raise InputError(f"{stage}: reads {reads}, which has no result yet; run `stepdistill run --until {reads}`")
+        raise InputError(f"{stage}: --dry-run is for train and for filter stages; here these are {filters or 'none'}")
+    reads, folder = _read_by(config, stage)
     with Crew(config.engine, processes or config.processes, config.ray) as crew:
         if stage == "quality":
             return _quality(config, reads, folder, overrides, crew)
         return _filter(config, row, reads, folder, crew)
+
+
+def first_batch(config: Config) -> Preview:
+    """What training on the shards in force would begin with. Raises InputError as a training does, but for terms that refuse it."""
+    verify(config)
+    choose(config, ["train"], None, None)
+    _, folder = _read_by(config, "train")
+    refused = None
+    try:
+        permit(config, ["train"])
+    except InputError as error:
+        refused = str(error)
+    return preview_of_shards(folder, config.stages["train"], refused=refused)
+
+
+def _read_by(config: Config, stage: str) -> tuple[str, Path]:
+    """The stage whose result this one reads, and the folder in force. Raises InputError where there is none yet."""
+    (reads,) = config.parents(stage)
+    folder = outputs.current(config.run, reads)
+    if folder is None:
+        raise InputError(f"{stage}: reads {reads}, which has no result yet; run `stepdistill run --until {reads}`")
+    return reads, folder
 
 
 def _quality(config: Config, reads: str, folder: Path, overrides: Sequence[str], crew: Crew) -> DryRun:

@@ -33,7 +33,9 @@ from pipeline.progress import bar, say_line
 from pipeline.records import Target
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    from pipeline.trainer import Layout
 
 CITATION = "provenance.json"  # in each model's folder, and in that of its checkpoints
 METRICS = "metrics.jsonl"
@@ -75,7 +77,7 @@ class Recipe:
 class Start:
     """What a training starts from: the model, its tokenizer, the type its weights were stored in, and how it is asked."""
 
-    model: "PreTrainedModel"
+    model: Any  # of transformers, or wrapped by peft
     tokenizer: "PreTrainedTokenizerBase"
     stored: str
     format: Format
@@ -96,7 +98,7 @@ def fit(
     recipe: Recipe,
     citation: Mapping[str, JsonValue],
     right: Callable[[str, str], bool] | None,
-    save: "Callable[[PreTrainedModel, Path], None]",
+    save: Callable[[Any, Path], None],
 ) -> None:
     """Train one model on the tasks that ``weights`` names into ``out/<name>``, which appears when it is whole.
 
@@ -109,7 +111,7 @@ def fit(
     from transformers import Seq2SeqTrainingArguments
     from trl import SFTConfig
 
-    from pipeline.trainer import EMPTY, DecoderTrainer, EncoderDecoderTrainer, Layout, Pace, item, packs
+    from pipeline.trainer import EMPTY, DecoderTrainer, EncoderDecoderTrainer, Pace, item
 
     work = out / f"checkpoints-{name}"
     _cite(work, citation)
@@ -117,24 +119,16 @@ def fit(
     chosen = [tasks.index(task) for task in weights]
     items = [item(example, chosen) for example in examples["train"]]
     validation = [_only(example, chosen) for example in examples["validation"]]
-    longest = max((len(ids) for given in items for ids in given["ids"]), default=1)
-    if recipe.attention != "auto":
-        _attend(model, recipe.attention)
-    elif not torch.cuda.is_available() and longest <= SHORT and not pairs:
-        # On a CPU the fused attention is slower on its way back: a quarter of a step with short rows.
-        model.set_attn_implementation("eager")
-    packed = recipe.packing and not pairs and packs(model)
-    if recipe.packing and not pairs and not packed:
-        say_line(f"train {name}: rows are padded, not packed: this model does not keep sequences in one row apart")
-    attention = str(getattr(model.config, "_attn_implementation", ""))
-    padding = start.tokenizer.pad_token_id
-    layout = Layout(padding if padding is not None else start.end, packed, packed and attention.startswith(FLASH))
+    layout = laid_out(name, start, items, recipe)
     told = _arguments(name, work, recipe)
-    arguments: Any = Seq2SeqTrainingArguments(**told) if pairs else SFTConfig(**told, max_length=None)
+    try:
+        arguments: Any = Seq2SeqTrainingArguments(**told) if pairs else SFTConfig(**told, max_length=None)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"train: {plain(str(error), 300)}; see train.precision and train.compile") from None
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # TRL refuses transformers' way of using several in one process
     began = time.monotonic()
-    steps = _steps(len(items), recipe)
+    steps = total_steps(len(items), recipe)
     done = 0
     with bar(f"train {name}", steps, "steps") as advance:
 
@@ -154,34 +148,43 @@ def fit(
                 _write_best(trainer, work)
             return recipe.patience is not None and since(state.log_history, best) >= recipe.patience
 
-        trainer: Any = (EncoderDecoderTrainer if pairs else DecoderTrainer)(
-            model=model,
-            args=arguments,
-            weights=dict(weights.items()),
-            examples=len(items),
-            validation=validation,
-            right=right if validation and next(iter(weights)) == tasks[0] else None,
-            end=start.end,
-            layout=layout,
-            processing_class=start.tokenizer,
-            train_dataset=Dataset.from_dict({field: [given[field] for given in [*items, EMPTY]] for field in EMPTY}),
-            callbacks=[
-                Pace(
-                    log_every=recipe.log_every,
-                    evaluate_every=recipe.evaluate_every,
-                    checkpoint_seconds=recipe.checkpoint_seconds,
-                    validates=bool(validation),
-                    tell=tell,
-                    note=note,
-                    ends=ends,
-                )
-            ],
+        kind = EncoderDecoderTrainer if pairs else DecoderTrainer
+        pace = Pace(
+            log_every=recipe.log_every,
+            evaluate_every=recipe.evaluate_every,
+            checkpoint_seconds=recipe.checkpoint_seconds,
+            validates=bool(validation),
+            tell=tell,
+            note=note,
+            ends=ends,
         )
+        try:
+            trainer: Any = kind(
+                model=model,
+                args=arguments,
+                weights=dict(weights.items()),
+                examples=len(items),
+                validation=validation,
+                right=right if validation and next(iter(weights)) == tasks[0] else None,
+                end=start.end,
+                layout=layout,
+                processing_class=start.tokenizer,
+                train_dataset=Dataset.from_dict(
+                    {field: [given[field] for given in [*items, EMPTY]] for field in EMPTY}
+                ),
+                callbacks=[pace],
+            )
+        except (ImportError, RuntimeError, ValueError) as error:  # a package or a device that a setting asks for
+            raise InputError(
+                f"train: {plain(str(error), 300)}; see train.liger, train.compile and train.report_to"
+            ) from None
         checkpoint = _checkpoint(work)
         if checkpoint is not None:
             say_line(f"train {name}: going on from step {checkpoint.name.rpartition('-')[2]}")
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except ImportError as error:
+            raise InputError(f"train: {plain(str(error), 300)}") from None
         except torch.OutOfMemoryError:
             raise RunError(
                 "train: out of GPU memory; lower 'batch_size' and raise 'accumulation' by the same factor"
@@ -193,24 +196,45 @@ def fit(
     if trained is None:
         return  # another process has it
     _write_metrics(out, name, history)
-    _keep(trained.to(getattr(torch, start.stored)), out / name, citation, save)
+    _keep(trained, out / name, citation, save)
     _tell(out, name, trainer, steps, kept, time.monotonic() - began)
+
+
+def laid_out(name: str, start: Start, items: Sequence[Mapping[str, Any]], recipe: Recipe) -> "Layout":
+    """How the sequences of ``items`` will lie in batches; the model is given the attention that it will be trained with.
+
+    Raises InputError where it does not have the attention that is asked for.
+    """
+    import torch
+
+    from pipeline.trainer import Layout, packs
+
+    model, pairs = start.model, bool(start.model.config.is_encoder_decoder)
+    longest = max((len(ids) for given in items for ids in given["ids"]), default=1)
+    if recipe.attention != "auto":
+        _attend(model, recipe.attention)
+    elif not torch.cuda.is_available() and longest <= SHORT and not pairs:
+        # On a CPU the fused attention is slower on its way back: a quarter of a step with short rows.
+        model.set_attn_implementation("eager")
+    packed = recipe.packing and not pairs and packs(model)
+    if recipe.packing and not pairs and not packed:
+        say_line(f"train {name}: rows are padded, not packed: this model does not keep sequences in one row apart")
+    attention = str(getattr(model.config, "_attn_implementation", ""))
+    padding = start.tokenizer.pad_token_id
+    return Layout(padding if padding is not None else start.end, packed, packed and attention.startswith(FLASH))
 
 
 def _arguments(name: str, work: Path, recipe: Recipe) -> dict[str, Any]:
     """What transformers' trainers are told. `Pace` decides when to log, to validate and to save."""
     import torch
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if recipe.batch_size % processes:
-        problem = f"{recipe.batch_size} examples do not divide among {processes} processes"
-        raise InputError(f"train.batch_size: {problem}; give a multiple")
+    size = for_each(recipe.batch_size, int(os.environ.get("WORLD_SIZE", "1")))
     computed = precision(recipe.precision)
     return {
         "output_dir": str(work),
         "num_train_epochs": recipe.epochs,
-        "per_device_train_batch_size": recipe.batch_size // processes,
-        "per_device_eval_batch_size": recipe.batch_size // processes,
+        "per_device_train_batch_size": size,
+        "per_device_eval_batch_size": size,
         "gradient_accumulation_steps": recipe.accumulation,
         "gradient_checkpointing": recipe.gradient_checkpointing,
         "torch_compile": recipe.compile,
@@ -236,6 +260,14 @@ def _arguments(name: str, work: Path, recipe: Recipe) -> dict[str, Any]:
         "report_to": list(recipe.report_to) or "none",
         "run_name": name,
     }
+
+
+def for_each(batch_size: int, processes: int) -> int:
+    """How many of the examples of a batch each process takes. Raises InputError where they do not divide."""
+    if batch_size % processes:
+        problem = f"{batch_size} examples do not divide among {processes} processes"
+        raise InputError(f"train.batch_size: {problem}; give a multiple")
+    return batch_size // processes
 
 
 def precision(asked: Precision) -> str:
@@ -264,8 +296,8 @@ def _only(example: Example, tasks: Sequence[int]) -> Example:
     return replace(example, sequences=kept)
 
 
-def _steps(examples: int, recipe: Recipe) -> int:
-    """Optimizer steps of the whole training, for the progress bar."""
+def total_steps(examples: int, recipe: Recipe) -> int:
+    """Optimizer steps of the whole training, where it is not stopped early."""
     return math.ceil(recipe.epochs * math.ceil(math.ceil(examples / recipe.batch_size) / recipe.accumulation))
 
 
@@ -341,9 +373,7 @@ def _trained(trainer: Any, best: Path | None) -> Any:
     return model
 
 
-def _keep(
-    model: Any, target: Path, citation: Mapping[str, JsonValue], save: "Callable[[PreTrainedModel, Path], None]"
-) -> None:
+def _keep(model: Any, target: Path, citation: Mapping[str, JsonValue], save: Callable[[Any, Path], None]) -> None:
     """Save a checkpoint, with what it was trained on, in one move: under a temporary name, synced, then renamed."""
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -397,8 +427,11 @@ def _write_metrics(out: Path, name: str, history: list[dict[str, Any]]) -> None:
 _METRIC = {"num_input_tokens_seen": "tokens"}
 
 
-def _rounded(value: float) -> float:
-    return value if isinstance(value, int) else float(f"{value:.6g}")
+def _rounded(value: float) -> float | None:
+    """Six digits of it; None for the norm of a gradient that float16 could not hold, which is such a step's own."""
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _tell(out: Path, name: str, trainer: Any, steps: int, kept: int, seconds: float) -> None:

@@ -107,6 +107,12 @@ class Format(BaseModel):
             problem = str(error)
         raise InputError(f"{path}: not a student's format ({plain(problem)}); train the student anew") from None
 
+    @classmethod
+    def of(cls, model: str) -> "Format":
+        """The format of a model as commands name it: a folder, a Hub name or 'embedded'; the default for what is no folder."""
+        folder = Path(model).expanduser()
+        return cls.read(folder) if folder.is_dir() else cls()
+
     def _frame(self, tokenizer: "PreTrainedTokenizerBase") -> "_Frame":
         if self.template == "chat":
             if self.encoder_decoder:

@@ -36,6 +36,7 @@ def greedy(
     room = None if context is None else context - max_new_tokens
     found = [Answer(None, False)] * len(prompts)
     fits = [place for place, ids in enumerate(prompts) if ids and (room is None or len(ids) <= room)]
+    advance(len(prompts) - len(fits))
     order = sorted(fits, key=lambda place: (-len(prompts[place]), place))  # longest first: lack of memory shows at once
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
     start = getattr(model.generation_config, "decoder_start_token_id", None)

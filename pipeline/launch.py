@@ -1,12 +1,14 @@
-"""A training in several processes: on this machine by torchrun, elsewhere and otherwise as accelerate's own file says.
+"""A training in several processes: on this machine by torch's launcher, elsewhere and otherwise as accelerate's own file says.
 
-    python -m torch.distributed.run --nproc-per-node 2 -m pipeline.training_process checkpoints-student/job.json
+    launch(job, folder, processes=2, accelerate=None)     # python -m pipeline.training_process checkpoints-student/job.json, twice
 
-What one of them raises is raised here too. Limits: what the processes print goes to this one's standard error, and so do torchrun's own
-words on a process that failed; only the first of them prints progress.
+What one of them raises is raised here too. Limits: what the processes print goes to this one's standard error; only the first of them
+prints progress.
 """
 
+import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,25 +30,59 @@ def launch(job: bytes, folder: Path, processes: int, accelerate: Path | None) ->
     (folder / PROBLEM).unlink(missing_ok=True)
     with atomic(folder / JOB) as file:
         file.write(job)
-    if accelerate is None:
-        start = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    else:
-        start = ["accelerate.commands.launch", "--config_file", str(accelerate)]
-        start += ["--num_processes", str(processes)] if processes > 1 else []
-    command = [sys.executable, "-m", *start, "-m", PROCESS, str(folder / JOB)]
     cores = max(1, (os.cpu_count() or 1) // processes)
-    environment = {"OMP_NUM_THREADS": str(cores), "PYTHONPATH": os.pathsep.join(sys.path), **os.environ}
-    with subprocess.Popen(command, env={**environment, "TORCHELASTIC_LOG_LEVEL": "ERROR"}) as running:
-        try:
-            code = running.wait()
-        except BaseException:
-            running.terminate()
-            raise
+    environment = {"OMP_NUM_THREADS": str(cores), **os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    told = ["-m", PROCESS, str(folder / JOB)]
+    code = _here(told, processes, environment) if accelerate is None else _by(accelerate, told, processes, environment)
     if code and (folder / PROBLEM).is_file():
         problem = strict_json((folder / PROBLEM).read_bytes())
         raise (InputError if problem["input"] else RunError)(problem["said"])
     if code:
         raise RunError(f"train: its processes ended with exit code {code}; what they said stands above")
+
+
+def _here(told: list[str], processes: int, environment: dict[str, str]) -> int:
+    """By torch's own launcher, which ends all when one fails. The exit code of the first that failed, 0 if none did."""
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(),
+        run_id=str(os.getpid()),
+    )
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is said by who failed
+    before = {**os.environ}
+    os.environ.update(environment)
+    try:
+        elastic_launch(settings, sys.executable)(*told)
+    except ChildFailedError as error:
+        return int(min(failure.exitcode for failure in error.failures.values())) or 1
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        return 128 + int(error.sigval)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return 0
+
+
+def _by(accelerate: Path, told: list[str], processes: int, environment: dict[str, str]) -> int:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate)]
+    command += ["--num_processes", str(processes)] if processes > 1 else []
+    with subprocess.Popen([*command, *told], env=environment) as running:
+        try:
+            return running.wait()
+        except BaseException:
+            running.terminate()
+            raise
 
 
 def leave(problem: InputError | RunError, folder: Path) -> None:

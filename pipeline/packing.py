@@ -28,3 +28,17 @@ def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
         rows[row].append(place)
         left[row] -= lengths[place]
     return rows
+
+
+def closest(lengths: Sequence[int], most: int = 512) -> list[list[int]]:
+    """``pack`` into rows as wide as the longest sequence, or up to twice that, whichever leaves the fewest positions in all.
+
+    Sequences of more than half of the longest would otherwise have a row each. Rows wider than ``most`` are not tried: what attention
+    takes grows with the width.
+    """
+    longest = max(lengths, default=0)
+    rooms = [longest * quarters // 4 for quarters in range(4, 9)]
+    tried = [pack(lengths, room) for room in rooms if room <= max(most, longest)]
+    return min(
+        tried, key=lambda rows: len(rows) * max((sum(lengths[place] for place in row) for row in rows), default=0)
+    )

@@ -3,12 +3,16 @@
 import json
 import sys
 from collections.abc import Iterable
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.text import Text
+
     from pipeline.explore import DryRun, Suspects
+    from pipeline.preview import Piece, Preview
     from pipeline.resample import Report
     from pipeline.results import Allowance, Estimate
     from pipeline.revocations import Revocation
@@ -85,6 +89,100 @@ def would_drop(found: "DryRun") -> None:
 def _brief(settings: dict[str, Any] | None) -> str:
     """``minimum 4``: the settings that are single values."""
     return ", ".join(f"{name} {value}" for name, value in (settings or {}).items() if isinstance(value, int | float))
+
+
+SHOWN = 4  # examples of the first batch
+MARKS = {"⟦": "⟧", "⟨": "⟩"}  # around what is learned, where there are no colours, and around special tokens
+
+
+def first_batch(found: "Preview", command: list[str]) -> None:
+    """What a training would begin with: counts in tables, then the first examples, and ``command``, which trains.
+
+    What is learned is green; without colours (no terminal, NO_COLOR) it stands in ⟦ ⟧.
+    """
+    import shlex
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from pipeline.files import plain
+
+    said = f"train: {plain(found.student)} would be trained as {' and '.join(one.name for one in found.models)}"
+    print(f"{said}, computing in {found.precision}; nothing was trained or written")
+    dropped = ", ".join(f"{reason} {number:,}" for reason, number in found.dropped.items())
+    counted = " and ".join(f"{number:,} {split}" for split, number in found.rows.items())
+    print(
+        f"rows: {counted} of {sum(found.rows.values()) + sum(found.dropped.values()):,}"
+        f"{f', {found.cut:,} of them without their end' if found.cut else ''}"
+        f"{f'; dropped: {dropped}' if dropped else ''}"
+    )
+    table(
+        ("model", "task", "weight", "sequences", "mean tokens", "longest", "targets an epoch", "in the first step"),
+        [
+            (
+                model.name,
+                one.task,
+                f"{one.weight:.2g}",
+                f"{one.sequences:,}",
+                f"{one.mean_length:,.1f}",
+                f"{one.longest:,}",
+                f"{one.epoch:,.0f}",
+                f"{one.first_step:,.0f}",
+            )
+            for model in found.models
+            for one in model.tasks
+        ],
+        right=(2, 3, 4, 5, 6, 7),
+    )
+    for model in found.models:
+        batch = model.batch
+        accumulated = f" of {found.accumulation:,} batches" if found.accumulation > 1 else ""
+        print(
+            f"{model.name}: {model.steps:,} steps{accumulated}; in the first batch {batch.examples:,} examples, their {batch.sequences:,} "
+            f"sequences {'packed' if batch.packed else 'padded'} in {batch.rows:,} rows of {batch.positions:,} positions together, "
+            f"{batch.padding:.1%} of them padding"
+        )
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    colours = console.color_system is not None and not console.no_color
+    shown = list(dict.fromkeys(one.example for one in found.sequences))[:SHOWN]
+    learned = "green" if colours else "in ⟦ ⟧"
+    print(f"the first {len(shown):,} examples: what is learned is {learned}, ⟨ ⟩ is a special token, ↵ a new line")
+    for one in found.sequences:
+        if one.example in shown:
+            share = "" if one.share == 1 else f", share {one.share:.3g}"
+            console.print(Text(f"{plain(one.example)} {one.task}{share}"), soft_wrap=True)
+            console.print(Text("    ").append(_masked(one.pieces, colours=colours)), soft_wrap=True)
+    if found.refused is not None:
+        print(f"a training would be refused: {found.refused}")
+    print(f"to train: {plain(shlex.join(command), 10_000)}")
+
+
+def _masked(pieces: "list[Piece]", *, colours: bool) -> "Text":
+    """The pieces in one line, a ``|`` where what is learned begins."""
+    from rich.text import Text
+
+    shown = Text()
+    for learned, part in groupby(pieces, lambda piece: piece.learned):
+        if learned:
+            shown.append("|" if colours else "|⟦")
+        for special, together in groupby(part, lambda piece: piece.special):
+            style = f"{'bold green' if learned else 'dim'}{' reverse' if special else ''}"
+            shown.append("".join(_inert(piece.text, special=special) for piece in together), style)
+        if learned and not colours:
+            shown.append("⟧")
+    return shown
+
+
+def _inert(text: str, *, special: bool) -> str:
+    """A piece's text on one line; what is text in it cannot pass for a mark."""
+    from pipeline.files import plain
+
+    marks = {*MARKS, *MARKS.values(), "↵"}
+    shown = "".join(
+        f"\\u{ord(character):04x}" if character in marks else "↵" if character == "\n" else plain(character)
+        for character in text
+    )
+    return f"⟨{shown}⟩" if special else shown
 
 
 def suspects(found: "Suspects") -> None:

@@ -6,11 +6,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pipeline import evaluate, sample, train
+from pipeline import evaluate, sample, terms, train
 from pipeline.binding import Problem, bind, located
 from pipeline.config import Config, load, permit, read_yaml, verify
 from pipeline.files import InputError, plain
 from pipeline.ingest import prompts as read_prompts
+from pipeline.preview import Preview, preview_of_shards
 from pipeline.records import Prompt
 from pipeline.requests import all_requests
 from pipeline.results import source_rows
@@ -86,6 +87,26 @@ def train_alone(
     accept_terms: str | None = None,
 ) -> dict[str, Any]:
     """SFT on any folder of shards. ``settings`` are ``knob=value`` of the train stage. Raises InputError."""
+    bound = _alone(student, layers, settings, accept_terms)
+    details: dict[str, Any] = train.train_on_shards(shards, out=out, **bound)
+    return details
+
+
+def preview_alone(
+    shards: Path, student: str, layers: int | None, settings: Iterable[str], accept_terms: str | None = None
+) -> Preview:
+    """What `train_alone` would begin with; nothing is trained or written. Raises InputError."""
+    bound = _alone(student, layers, settings, accept_terms)
+    refused = None
+    try:
+        terms.permit(train.terms_of_shards(shards), bound["accept_terms"], str(shards))
+    except InputError as error:
+        refused = str(error)
+    return preview_of_shards(shards, bound, refused=refused)
+
+
+def _alone(student: str, layers: int | None, settings: Iterable[str], accept_terms: str | None) -> dict[str, Any]:
+    """All settings of a training outside a project."""
     given: dict[str, Any] = {"student": {"from": student, "layers": layers}, "baseline": False}
     if accept_terms is not None:
         given["accept_terms"] = accept_terms
@@ -95,11 +116,9 @@ def train_alone(
             raise InputError(f"--set {plain(setting)}: write it as knob=value, for example alpha=0.3")
         given[name.strip()], _ = read_yaml(value, f"--set {plain(name)}", mapping=False)
     try:
-        bound = bind(STAGES["train"].settings, given, lookup=lambda path: None, folder=Path.cwd())
+        return bind(STAGES["train"].settings, given, lookup=lambda path: None, folder=Path.cwd())
     except Problem as problem:
         raise located(problem, "", "--set", {}) from None
-    details: dict[str, Any] = train.train_on_shards(shards, out=out, **bound)
-    return details
 
 
 def evaluate_alone(config: Config, model: str, data: Path | None) -> list[dict[str, Any]]:

@@ -204,6 +204,14 @@ def render_text(template: str, columns: Mapping[str, JsonValue], source: str = "
         raise InputError(_failure(error, shown, columns, "the row", show_line="\n" in template)) from None
 
 
+def check_text(template: str) -> None:
+    """Raises InputError where a template given as text is not valid, whatever the columns of the rows."""
+    try:
+        _text(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise InputError(f"{plain(template, 60)!r}: {plain(error.message or '')}; not a valid Jinja template") from None
+
+
 def _variables(
     columns: Mapping[str, JsonValue], labels: list[str] | None, choices: list[str] | None
 ) -> dict[str, JsonValue]:

@@ -10,6 +10,7 @@ Limits: causal and encoder-decoder language models of transformers whose weights
 run. Weights are held in float32. A local folder's path starts where the command runs.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -193,19 +194,23 @@ def quiet() -> Iterator[None]:
     """Without the libraries' notes to developers; errors are raised as ever."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        packing = logging.getLogger("bitsandbytes")  # where it is installed, TRL and peft import it, and it complains
+        packing_level = packing.level
+        packing.setLevel(logging.ERROR)
         import datasets
-        from transformers.utils import logging
+        from transformers.utils import logging as verbosity
 
-        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        level, bars = verbosity.get_verbosity(), verbosity.is_progress_bar_enabled()
         data_bars = datasets.are_progress_bars_disabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        verbosity.set_verbosity_error()
+        verbosity.disable_progress_bar()
         datasets.disable_progress_bars()
         try:
             yield
         finally:
-            logging.set_verbosity(level)
+            packing.setLevel(packing_level)
+            verbosity.set_verbosity(level)
             if bars:
-                logging.enable_progress_bar()
+                verbosity.enable_progress_bar()
             if not data_bars:
                 datasets.enable_progress_bars()

@@ -113,8 +113,8 @@ def _curves(figure: Any, title: str, knob: str, curves: Sequence[Curve], note: s
     axes.xaxis.set_major_formatter(FixedFormatter([plain(text, 24) for text in shown]))
     heights = [height for curve in curves for spot in curve.spots for height in (*spot.interval, *spot.single)]
     low, high = min(heights), max(heights)
-    room = max(0.06 * (high - low), 0.01)
-    low, high = max(low - room, -0.02), min(high + room, 1.02)
+    room = max(0.06 * (high - low), 0.025)  # so that ticks are a whole or half per cent apart
+    low, high = max(low - room, -0.025), min(high + room, 1.025)
     axes.set_ylim(low, high)
     axes.set_yticks([tick for tick in axes.get_yticks() if max(low, 0) <= tick <= min(high, 1)])
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.1 else 1))

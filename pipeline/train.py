@@ -19,14 +19,16 @@ Limits: rows and their tokens are held in memory. Two machines of different kind
 import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from pydantic import Field, JsonValue, TypeAdapter
+from pydantic_core import to_jsonable_python
 
 from pipeline import labels, terms
+from pipeline.adapters import Adapter, merge, wrap
 from pipeline.binding import From, InputPath
 from pipeline.encoding import SPLITS, Encoded, Encoding, Fraction, TooLong, encode
 from pipeline.files import InputError, RunError, canonical_json, plain, read_jsonl, sha256, strict_json, write_json
@@ -49,14 +51,12 @@ from pipeline.fit import (
 from pipeline.formats import Format, add_prefixes
 from pipeline.labels import LabelType
 from pipeline.launch import launch
+from pipeline.model_folder import finish
 from pipeline.outputs import MANIFEST, Job, Totals, read_manifest
 from pipeline.progress import say_line
 from pipeline.records import Drop, Target, Trained, TrainingRow
 from pipeline.student import Student, StudentSettings, facts, identity, load, quiet
 from pipeline.terms import OutputTerms
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 __all__ = ["CITATION", "METRICS", "SPEEDS", "identity", "models", "permitted", "train", "train_on_shards"]
 
@@ -64,6 +64,7 @@ STUDENT, BASELINE = "student", "baseline"
 MODELS = (STUDENT, BASELINE)
 SETTINGS = "settings.json"
 DEFAULT_STUDENT = StudentSettings.model_validate({"from": "embedded", "layers": 8})
+IN_CARD = ("alpha", "epochs", "learning_rate", "warmup", "batch_size", "accumulation", "seed", "precision", "keep")
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -81,8 +82,10 @@ class Plan:
     temperature: float
     template: Literal["text", "chat"]
     prefixes: Literal["text", "tokens"]
-    processes: int = 1
-    accelerate: Path | None = None
+    adapter: Adapter | None
+    processes: int
+    accelerate: Path | None
+    card: dict[str, Any] = field(default_factory=dict)
 
 
 def train(
@@ -91,6 +94,7 @@ def train(
     student: Student = DEFAULT_STUDENT,
     template: Literal["text", "chat"] = "text",
     prefixes: Literal["text", "tokens"] = "text",
+    adapter: Adapter | None = None,
     targets: Annotated[list[Target], Field(min_length=1)] | None = None,
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
     temperature: Annotated[float, Field(gt=0)] = 1.0,
@@ -126,66 +130,49 @@ def train(
     """Train the student and, where there are labels and rationales to learn, the label-only baseline.
 
     ``template``: rows are given as text, or as the user's turn in the student's chat template. ``prefixes``: they are text, or tokens
-    of their own. ``targets``: the tasks that are learned, of those that the rows have; all of them where none is named. ``alpha``
-    weighs the label loss against the rationale loss (1: labels only); other combinations of targets weigh the same. ``temperature``
-    flattens (above 1) or sharpens distributions over labels, where the shards have them. ``fraction``: the share of the training
-    examples that is used; a smaller one is part of a larger one with the same seed. The learning rate rises over the share ``warmup``
-    of all steps, then falls to 0. A step takes ``batch_size`` x ``accumulation`` examples, over all processes, each with all its rows.
-    ``max_length`` counts the tokens of prompt and completion; None is the student's context. ``too_long``: such rows are dropped, or
-    trained without their end. Validation, every ``evaluate_every`` steps or at the end of each epoch, measures losses and how many
-    labels (or whatever the first target is) the student writes right; ``patience``: after so many validations without a better one
-    training ends; ``keep``: the weights of the best validation, or the last. ``precision`` "auto" computes in bfloat16 where the
-    hardware does; weights are kept in float32 meanwhile. ``compile`` (torch.compile), ``liger`` (Liger kernels), ``attention`` and
-    ``gradient_checkpointing`` pass through to transformers. ``packing``: sequences of unlike length share rows. ``processes``: so many
-    on this machine, which share each step; ``accelerate``: a file that `accelerate config` wrote, for FSDP, DeepSpeed or several
-    machines. ``log_every`` counts steps; a checkpoint is made at a logged step when the last is older than ``checkpoint_seconds``.
-    ``report_to`` names transformers' integrations ("tensorboard", "wandb"). ``accept_terms``: why it is trained on outputs of a teacher
-    whose terms forbid that, or are unknown. Raises InputError where student, rows or settings cannot be used, and without a reason
-    where terms ask for one.
+    of their own. ``adapter``: lora, dora or qlora is trained instead of all weights, and merged afterwards. ``targets``: the tasks that
+    are learned, of those that the rows have; all of them where none is named. ``alpha`` weighs the label loss against the rationale
+    loss (1: labels only); other combinations of targets weigh the same. ``temperature`` flattens (above 1) or sharpens distributions
+    over labels, where the shards have them. ``fraction``: the share of the training examples that is used; a smaller one is part of a
+    larger one with the same seed. The learning rate rises over the share ``warmup`` of all steps, then falls to 0. A step takes
+    ``batch_size`` x ``accumulation`` examples, over all processes, each with all its rows. ``max_length`` counts the tokens of prompt
+    and completion; None is the student's context. ``too_long``: such rows are dropped, or trained without their end. Validation, every
+    ``evaluate_every`` steps or at the end of each epoch, measures losses and how many labels (or whatever the first target is) the
+    student writes right; ``patience``: after so many validations without a better one training ends; ``keep``: the weights of the best
+    validation, or the last. ``precision`` "auto" computes in bfloat16 where the hardware does; weights are kept in float32 meanwhile.
+    ``compile`` (torch.compile), ``liger`` (Liger kernels), ``attention`` and ``gradient_checkpointing`` pass through to transformers.
+    ``packing``: sequences of unlike length share rows. ``processes``: so many on this machine, which share each step; ``accelerate``: a
+    file that `accelerate config` wrote, for FSDP, DeepSpeed or several machines. ``log_every`` counts steps; a checkpoint is made at a
+    logged step when the last is older than ``checkpoint_seconds``. ``report_to`` names transformers' integrations ("tensorboard",
+    "wandb"). ``accept_terms``: why it is trained on outputs of a teacher whose terms forbid that, or are unknown. Raises InputError
+    where student, rows or settings cannot be used, and without a reason where terms ask for one.
     """
-    permitted({"output_terms": output_terms, "accept_terms": accept_terms})
+    settings = dict(locals())  # by their names, as `planned` takes them
+    permitted(settings)
     for condition in terms.conditions(output_terms):
         say_line(f"train: obligations of {condition}")
-    recipe = Recipe(
-        alpha=alpha,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        batch_size=batch_size,
-        accumulation=accumulation,
-        seed=seed,
-        precision=precision,
-        gradient_checkpointing=gradient_checkpointing,
-        compile=compile,
-        liger=liger,
-        attention=attention,
-        packing=packing,
-        log_every=log_every,
-        evaluate_every=evaluate_every,
-        patience=patience,
-        keep=keep,
-        checkpoint_seconds=checkpoint_seconds,
-        report_to=tuple(report_to or ()),
-    )
     shards = job.inputs["shard"]
     rows = list(read_shards(shards))
-    plan = Plan(
-        student=student,
-        tasks=_tasks(rows, targets, task_targets),
-        recipe=recipe,
-        label_type=label_type or "text",
-        max_length=max_length,
-        too_long=too_long,
-        fraction=fraction,
-        temperature=temperature,
-        template=template,
-        prefixes=prefixes,
-        processes=processes,
-        accelerate=accelerate,
-    )
+    plan = planned(rows, settings)
+    plan = replace(plan, card=_card(shards, student, plan.recipe, output_terms, accept_terms))
     fates, details = _train(rows, plan, job.folder, shards, baseline=baseline)
     yield from fates
     return Totals(len(fates), details)
+
+
+def planned(rows: Sequence[TrainingRow], settings: Mapping[str, Any]) -> Plan:
+    """How ``rows`` are trained by ``settings``, all those of `train` by name, but for what cards say. Raises InputError."""
+    if settings["batch_size"] % settings["processes"]:
+        problem = f"{settings['batch_size']} examples do not divide among {settings['processes']} processes"
+        raise InputError(f"train.batch_size: {problem}; give a multiple")
+    asked = {
+        **settings,
+        "tasks": _tasks(rows, settings["targets"], settings["task_targets"]),
+        "label_type": settings["label_type"] or "text",
+        "report_to": tuple(settings["report_to"] or ()),
+    }
+    asked["recipe"] = Recipe(**{one.name: asked[one.name] for one in fields(Recipe)})
+    return Plan(**{one.name: asked[one.name] for one in fields(Plan) if one.name in asked})
 
 
 def permitted(settings: Mapping[str, Any]) -> None:
@@ -213,7 +200,7 @@ def train_on_shards(shards: Path, *, out: Path, student: StudentSettings, **sett
     stated = {name: terms.recorded(one) for name, one in found.items()}
     asked = {
         "identity": identity(student),
-        "settings": {"student": student.model_dump(mode="json"), **settings, "output_terms": stated},
+        "settings": to_jsonable_python({"student": student, **settings, "output_terms": stated}),
         "shards": {path.name: sha256(path) for path in files},
     }
     note = out / SETTINGS
@@ -292,14 +279,11 @@ def _train(
     """
     for left in out.glob(".*.tmp"):  # half-written by a process that was killed
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-    wanted: dict[str, dict[Target, float]] = {STUDENT: _weights(plan.tasks, plan.recipe.alpha)}
-    if baseline and {"label", "rationale"} <= set(plan.tasks):
-        wanted[BASELINE] = {"label": 1.0}
     with quiet():
         first, encoded = prepare(rows, plan)
         start: Start | None = first
         found: dict[str, JsonValue] = {}
-        for name, weights in wanted.items():
+        for name, weights in wanted(plan, baseline=baseline).items():
             if not (out / name).is_dir():
                 _fit(name, weights, start or _start(plan), encoded, plan, out, shards)
             start = None  # it has been trained, so the next one starts from a fresh copy
@@ -317,6 +301,34 @@ def _train(
         "precision": computed_in(plan.recipe.precision),
     }
     return fates, details
+
+
+def wanted(plan: Plan, *, baseline: bool) -> dict[str, dict[Target, float]]:
+    """Which models are trained, and how much each task weighs in their loss."""
+    found: dict[str, dict[Target, float]] = {STUDENT: _weights(plan.tasks, plan.recipe.alpha)}
+    if baseline and {"label", "rationale"} <= set(plan.tasks):
+        found[BASELINE] = {"label": 1.0}
+    return found
+
+
+def _card(
+    shards: Path,
+    student: StudentSettings,
+    recipe: Recipe,
+    output_terms: Mapping[str, OutputTerms] | None,
+    accept_terms: str | None,
+) -> dict[str, Any]:
+    """What the cards of all models say alike."""
+    settings = read_manifest(shards).settings if (shards / MANIFEST).is_file() else {}
+    known = identity(student)
+    return {
+        "title": settings.get("task"),
+        "base": known,
+        "start": facts(student, known),
+        "settings": {name: value for name, value in asdict(recipe).items() if name in IN_CARD},
+        "terms": {name: terms.recorded(one) for name, one in (output_terms or {}).items()},
+        "accept_terms": accept_terms,
+    }
 
 
 def prepare(rows: Iterable[TrainingRow], plan: Plan) -> tuple[Start, Encoded]:
@@ -360,7 +372,12 @@ def _start(plan: Plan) -> Start:
         tasks=tuple(plan.tasks),
         encoder_decoder=bool(model.config.is_encoder_decoder),
     )
-    add_prefixes(model, tokenizer, asked)
+    tokens = add_prefixes(model, tokenizer, asked)
+    if plan.adapter is not None:
+        computed: Literal["float32", "bfloat16"] = (
+            "float32" if computed_in(plan.recipe.precision) == "float32" else "bfloat16"
+        )
+        model = wrap(model, plan.adapter, tokens=tokens, seed=plan.recipe.seed, compute=computed)
     return Start(model, tokenizer, stored, asked)
 
 
@@ -383,10 +400,28 @@ def fit_here(
 ) -> None:
     """Train one model, this process being the only one or one of several that do the same."""
 
-    def save(model: "PreTrainedModel", folder: Path) -> None:
-        model.save_pretrained(folder)
-        start.tokenizer.save_pretrained(folder)
-        start.format.write(folder)
+    def save(model: Any, folder: Path) -> None:
+        import torch
+
+        whole = model if plan.adapter is None else merge(model)
+        whole.to(getattr(torch, start.stored)).save_pretrained(folder)
+        own = [one for example in encoded.examples["train"] for one in example.sequences]
+        told = {
+            **plan.card,
+            "name": name,
+            "tasks": [*weights],
+            "examples": counts(encoded.examples),
+            "target_tokens": {
+                task: sum(one.targets for one in own if plan.tasks[one.task] == task) for task in weights
+            },
+            "trained_on": citation(shards),
+        }
+        finish(
+            folder,
+            tokenizer=start.tokenizer,
+            asked=start.format.model_copy(update={"tasks": tuple(weights)}),
+            card=told,
+        )
 
     fit(name, weights, plan.tasks, encoded.examples, start, out, plan.recipe, citation(shards), _judge(plan), save)
 

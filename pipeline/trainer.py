@@ -27,7 +27,7 @@ from pipeline.encoding import Example
 from pipeline.files import RunError
 from pipeline.generate import greedy
 from pipeline.losses.step_by_step import step_by_step
-from pipeline.packing import pack
+from pipeline.packing import closest, pack
 
 IGNORED = -100
 Batch = dict[str, torch.Tensor]
@@ -64,7 +64,7 @@ def collate(items: Sequence[Mapping[str, Any]], layout: Layout) -> Batch:
     lengths = [len(ids) for ids, *_ in sequences]
     width = max(lengths, default=1)
     if layout.packed:
-        rows = pack(lengths, sum(lengths) if layout.one_row else width)
+        rows = pack(lengths, sum(lengths)) if layout.one_row else closest(lengths)
         width = max((sum(lengths[place] for place in row) for row in rows), default=1)
     else:
         rows = [[place] for place in range(len(sequences))]
@@ -250,6 +250,7 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
             right = self.accelerator.reduce(torch.tensor(float(hits), device=self.args.device), "sum").item()
             found[f"{metric_key_prefix}_{self.tasks[0]}_accuracy"] = right / len(self.validation)
         found = {f"{metric_key_prefix}_loss": (self._weights * means).sum().item(), **found}
+        self._check(found[f"{metric_key_prefix}_loss"])
         self.log(found)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         self._since = None  # what validating takes is no part of the training's speed
@@ -264,6 +265,7 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
                 f"{task}_tokens": round(count, 3) for task, count in zip(self.tasks, self._tokens.tolist(), strict=True)
             }
             self._means, self._tokens, self._steps = torch.zeros_like(self._means), torch.zeros_like(self._tokens), 0
+<<<<<<< HEAD
             steep = not math.isfinite(logs.get("grad_norm") or 0.0)
             if steep and self.args.fp16:
                 del logs["grad_norm"]  # such a step is skipped, and the loss scaled down from then on
@@ -272,6 +274,9 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
                 raise RunError(
                     f"train: the {what} is no longer a number at step {self.state.global_step}; lower 'learning_rate'"
                 )
+=======
+            self._check(logs["loss"])
+>>>>>>> main
             if self._since is not None:
                 began, read = self._since
                 seconds = max(time.perf_counter() - began, 1e-9)
@@ -280,6 +285,12 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
         elif "train_runtime" in logs:
             return
         self._plain_log(logs)
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise RunError(
+                f"train: the loss is no longer a number at step {self.state.global_step}; lower 'learning_rate'"
+            )
 
     def _plain_log(self, logs: dict[str, float]) -> None:
         super().log(logs)
@@ -365,7 +376,7 @@ class EncoderDecoderTrainer(_StepByStep, Seq2SeqTrainer):
 
 def packs(model: Any) -> bool:
     """Whether a decoder answers the same when sequences share a row, by trying: models with other memory than attention do not."""
-    words = min(model.get_input_embeddings().num_embeddings, 1000)
+    words = min(model.config.get_text_config().vocab_size, 1000)
     drawn = torch.Generator().manual_seed(0)
     ids = [torch.randint(words, (length,), generator=drawn) for length in (7, 5)]
     training = model.training

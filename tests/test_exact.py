@@ -219,26 +219,14 @@ SHARED = {
 }
 
 
-class Forks:
-    """Stands for the process that torchrun is: forks the others here, which spares each of them the import of the libraries."""
-
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            where = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
-        processes = int(command[command.index("--nproc-per-node") + 1])
-        os.environ |= {**where, "WORLD_SIZE": str(processes)}
-        sys.argv = command[-2:]
-        self.children = [fork(_process, rank=str(rank)) for rank in range(processes)]
-
-    def __enter__(self) -> "Forks":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def wait(self) -> int:
-        return waited(self.children)
+def _forks(told: list[str], processes: int, environment: dict[str, str]) -> int:
+    """Stands for torch's launcher: forks the processes here, which spares each of them the import of the libraries."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        where = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    os.environ |= {**where, "WORLD_SIZE": str(processes)}
+    sys.argv = told[-2:]
+    return waited([fork(_process, rank=str(rank)) for rank in range(processes)])
 
 
 def _process(rank: str) -> None:
@@ -248,7 +236,7 @@ def _process(rank: str) -> None:
 
 def fork_processes() -> None:
     """From now on processes that share a training are forked from this one."""
-    launching.subprocess.Popen = Forks  # type: ignore[misc, assignment]
+    launching._here = _forks
 
 
 def train_shared(shape: dict[str, Any], student: str, shards: str, out: str) -> None:

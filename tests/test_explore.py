@@ -101,7 +101,7 @@ def test_several_processes_count_the_same(mixed: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ("parse", "parse: --dry-run is for filter stages; here these are dedup, decontaminate, quality"),
+        ("parse", "parse: --dry-run is for train and for filter stages; here these are dedup, decontaminate, quality"),
         ("train", "this stage is switched off"),
         ("qualitty", "qualitty: unknown stage"),
         ("quality", "quality: reads decontaminate, which has no result yet"),

@@ -12,10 +12,10 @@ ORDER = """
 records files merkle environment progress cluster processes binding outputs text labels shift blocks tokens minhash overlap embeddings
 embedded terms prompts responses lineage revocations teachers
 spending usage sources shots requests workers asking
-ingest sample parse dedup decontaminate judge filters quality shard balance
-losses packing cut formats student generate encoding trainer fit launch train training_process evaluate stages
+ingest sample parse dedup decontaminate judge filters quality shard cards balance
+losses packing cut formats student adapters generate model_folder encoding trainer fit launch train preview training_process evaluate stages
 config provenance runner sweep_plot sweeps envelopes student_signatures exports export audits audit signing proofs
-damaged response_repair repair push trace revoke resample results recordings report explore project printed commands cli
+damaged response_repair repair push trace revoke resample results recordings report explore predict project printed commands cli
 """.split()
 HEAVY = {
     "torch",
@@ -41,6 +41,8 @@ HEAVY = {
     "matplotlib",
     "ray",
     "sentence_transformers",
+    "peft",
+    "bitsandbytes",
 }
 USED_THERE = {
     "trainer.py",

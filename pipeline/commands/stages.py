@@ -101,7 +101,11 @@ def run(
         typer.Option(min=1, help="for the rows, at most so many at once; by default one for each core", metavar="N"),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="only say what the named filter stages would drop; write nothing")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="only say what the named filter stages would drop, and what train would begin with; write nothing",
+        ),
     ] = False,
     accept_terms: AcceptTermsOption = None,
     as_json: JsonOption = False,
@@ -116,8 +120,10 @@ def run(
     loaded = load(config, settings or [], accept_terms=accept_terms)
     if dry_run:
         if not stages or start or until or force:
-            raise typer.BadParameter("--dry-run: name the filter stages alone: stepdistill run quality --dry-run")
-        _dry_run(loaded, stages, settings or [], processes, as_json=as_json)
+            raise typer.BadParameter("--dry-run: name filter stages or train alone: stepdistill run quality --dry-run")
+        changed = [*_option("-c", config if config != DEFAULT else None), *_option("--set", *(settings or ()))]
+        command = ["stepdistill", "run", "train", *changed, *_option("--accept-terms", accept_terms)]
+        _dry_run(loaded, stages, settings or [], processes, command, as_json=as_json)
         return
     outcomes = run_stages(loaded, stages or None, start=start, until=until, force=force, processes=processes)
     report_page = loaded.run / "report" / "index.html"
@@ -281,11 +287,23 @@ def train(
         list[str] | None, typer.Option("--set", help="a setting of the train stage: alpha=0.3", metavar="KNOB=VALUE")
     ] = None,
     accept_terms: AcceptTermsOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only show what would be trained first; write nothing")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a student on any produced shards."""
-    from pipeline.project import train_alone
+    from dataclasses import asdict
 
+    from pipeline.project import preview_alone, train_alone
+
+    if dry_run:
+        found = preview_alone(shards, student, layers, settings or [], accept_terms)
+        command = ["stepdistill", "train", "--shards", str(shards), "--student", student, "--out", str(out)]
+        command += [*_option("--layers", layers), *_option("--set", *(settings or ()))]
+        command += _option("--accept-terms", accept_terms)
+        printed.as_json(asdict(found)) if as_json else printed.first_batch(found, command)
+        return
     details = train_alone(shards, student, out, layers, settings or [], accept_terms)
     printed.as_json(details) if as_json else printed.fields(details)
     if not as_json:
@@ -317,6 +335,74 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    model: Annotated[str, typer.Option(help="the folder of a trained student")],
+    data: Annotated[str, typer.Option(help="a .jsonl, .csv or .parquet file, a folder of them, or hub:<data set>")],
+    out: Annotated[
+        Path | None, typer.Option(help="a new JSONL file, gone on with where a call was stopped; by default stdout")
+    ] = None,
+    rationale: Annotated[bool, typer.Option("--rationale", help="ask for the rationale as well")] = False,
+    task: Annotated[
+        str | None, typer.Option(help="label, rationale or response; by default the task of stages.yaml, or label")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="transformers or vllm; by default vllm where it is installed and there is a GPU")
+    ] = None,
+    input: Annotated[
+        str | None,
+        typer.Option(
+            help="what the student is to see: '{{ column }}'; by default task.input, or the column input or text",
+            metavar="TEMPLATE",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="the only labels there are; by default task.labels", metavar="A,B,..")
+    ] = None,
+    label_type: Annotated[
+        str | None, typer.Option(help="text, choice, number or equation; by default that of stages.yaml, or text")
+    ] = None,
+    id: Annotated[str | None, typer.Option(help="column with a row's id; by default its digest")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="of an answer; by default 32, of a response 256, of a rationale 96")
+    ] = None,
+    max_rationale_tokens: Annotated[int, typer.Option(min=1, help="of what --rationale asks for")] = 96,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="rows that are computed at once")] = None,
+    config: ConfigOption = DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Label a file with a trained student, one row out for each row in; stages.yaml is read where it is there."""
+    from pipeline.config import load
+    from pipeline.predict import predict as label
+    from pipeline.progress import say_line
+
+    if as_json and out is None:
+        raise typer.BadParameter("--json: without --out, stdout is for the rows; name a file with --out")
+    loaded = load(config) if config != DEFAULT or config.is_file() else None
+    found = label(
+        model,
+        data,
+        out=out,
+        config=loaded,
+        task=task,
+        rationale=rationale,
+        input=input,
+        labels=None if labels is None else [name.strip() for name in labels.split(",")],
+        label_type=label_type,
+        id=id,
+        backend=backend,
+        max_new_tokens=max_new_tokens,
+        max_rationale_tokens=max_rationale_tokens,
+        batch_size=batch_size,
+    )
+    if as_json:
+        printed.as_json(found.model_dump(mode="json"))
+    elif out is None:
+        say_line(found.told())
+    else:
+        print(found.told())
+
+
+@app.command()
 def report(config: ConfigOption = DEFAULT) -> None:
     """(Re)build the page of the run."""
     from pipeline import report as page
@@ -326,16 +412,36 @@ def report(config: ConfigOption = DEFAULT) -> None:
     print(f"report: {page.build(loaded.run, loaded.task.name)}")
 
 
-def _dry_run(config: "Config", stages: list[str], settings: list[str], processes: int | None, *, as_json: bool) -> None:
+def _dry_run(
+    config: "Config",
+    stages: list[str],
+    settings: list[str],
+    processes: int | None,
+    command: list[str],
+    *,
+    as_json: bool,
+) -> None:
+    """``command`` is what trains with the same settings."""
     from dataclasses import asdict
 
     from pipeline import explore
+    from pipeline.preview import Preview
 
-    found = [explore.dry_run(config, stage, settings, processes=processes) for stage in stages]
+    found = [
+        explore.first_batch(config)
+        if stage == "train"
+        else explore.dry_run(config, stage, settings, processes=processes)
+        for stage in stages
+    ]
     if as_json:
         printed.as_json([asdict(one) for one in found])
         return
     for index, one in enumerate(found):
         if index:
             print()
-        printed.would_drop(one)
+        printed.first_batch(one, command) if isinstance(one, Preview) else printed.would_drop(one)
+
+
+def _option(name: str, *values: object) -> list[str]:
+    """The option as it is written on a command line, once for each value that is there."""
+    return [word for value in values if value is not None for word in (name, str(value))]

@@ -17,11 +17,11 @@ import json
 from typing import Any, Final
 
 from pipeline import terms
+from pipeline.cards import fact
 from pipeline.exports import (
     HUB,
     View,
     detail,
-    fact,
     inputs,
     known_licence,
     licences,

@@ -17,10 +17,10 @@ repeats what the one source states, and says ``unknown`` or ``other`` in all oth
 from typing import Any, Final
 
 from pipeline import terms
+from pipeline.cards import front_matter, table
 from pipeline.exports import (
     View,
     detail,
-    front_matter,
     hub_licence,
     inputs,
     made_by,
@@ -30,7 +30,6 @@ from pipeline.exports import (
     rows_by_split,
     setting,
     shards,
-    table,
     title,
 )
 from pipeline.exports.croissant import WHAT

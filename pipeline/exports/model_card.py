@@ -20,7 +20,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from pipeline import evaluate, terms
-from pipeline.exports import View, front_matter, part, setting, table, title
+from pipeline.cards import front_matter, table
+from pipeline.exports import View, part, setting, title
 from pipeline.exports.data_card import provenance, terms_and_licences
 from pipeline.files import InputError, RunError
 from pipeline.shard import PREFIXES, escaped

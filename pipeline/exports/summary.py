@@ -16,10 +16,10 @@ licensed or one's own is told from its address only: data sets of the Hub are pu
 from typing import Final
 
 from pipeline import terms
+from pipeline.cards import fact
 from pipeline.exports import (
     View,
     detail,
-    fact,
     inputs,
     made_by,
     models,

@@ -65,17 +65,18 @@ def running(
     restarts: int = 3,
     apart_in_a_row: int = APART_IN_A_ROW,
     sleep: Callable[[float], None] = time.sleep,
+    who: str = "teacher",
 ) -> Iterator[Answers[Asked, Result]]:
     """An engine, started, as a function from requests to their results, for the time of the block.
 
     ``start`` gives a new engine, or raises EngineDied where that does not succeed. ``apart`` makes the result of a request that kills
     engines, from how many deaths it was there for and how the last was. ``restarts`` deaths in a row without an answer are borne at
-    start-up or where the engine had no request; ``apart_in_a_row`` requests may kill it one after the other.
+    start-up or where the engine had no request; ``apart_in_a_row`` requests may kill it one after the other. ``who`` begins its messages.
 
     The function gives one result for each request, in any order; requests are not compared and may be equal. Where it is left before all
     are answered, the engine is closed, and started anew should it be called again. It raises RunError where no engine lives long enough.
     """
-    keeper = _Keeper(start, apart, restarts, apart_in_a_row, sleep)
+    keeper = _Keeper(start, apart, restarts, apart_in_a_row, sleep, who)
     try:
         keeper.engine_at_hand()
         yield keeper.answers
@@ -101,8 +102,9 @@ class _Keeper(Generic[Asked, Result]):
         restarts: int,
         apart_in_a_row: int,
         sleep: Callable[[float], None],
+        who: str,
     ) -> None:
-        self.start, self.apart, self.sleep = start, apart, sleep
+        self.start, self.apart, self.sleep, self.who = start, apart, sleep, who
         self.restarts, self.apart_in_a_row = restarts, apart_in_a_row
         self.engine: Engine[Asked, Result] | None = None
         self.room = 1
@@ -183,11 +185,11 @@ class _Keeper(Generic[Asked, Result]):
         self.idle_deaths = 0 if under_way else self.idle_deaths + 1
         if self.idle_deaths > self.restarts:
             raise RunError(
-                f"teacher: the engine did not start or died without a request {self.idle_deaths} times in a row: {self.error}; "
+                f"{self.who}: the engine did not start or died without a request {self.idle_deaths} times in a row: {self.error}; "
                 "what it had answered before is stored"
             ) from None
         say_line(
-            f"teacher: the engine died ({self.error}); it is started anew"
+            f"{self.who}: the engine died ({self.error}); it is started anew"
             + (f", and what it had is asked again (requests: {under_way:,})" if under_way else "")
         )
 
@@ -225,7 +227,7 @@ class _Keeper(Generic[Asked, Result]):
         self.set_apart += 1
         if self.set_apart > self.apart_in_a_row:
             raise RunError(
-                f"teacher: the engine died of each of {self.set_apart} requests one after the other, and answered none between them: "
+                f"{self.who}: the engine died of each of {self.set_apart} requests one after the other, and answered none between them: "
                 f"{self.error}; it is hardly the requests; what it had answered before is stored"
             )
         yield wanted.request, self.apart(wanted.deaths, self.error)

@@ -236,7 +236,7 @@ def counter(settings: Vllm) -> Callable[[Request], int] | None:
 
     Limits: where the context's length can be known only by starting the engine, a prompt that does not fit is counted.
     """
-    _quiet()
+    prepare_environment()
     tokenizer = _tokenizer(settings)
     if tokenizer is None:
         return None
@@ -259,7 +259,7 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
         raise InputError(f"stages.sample.teacher.engine.{refused}: cannot be set here; {REFUSED_ENGINE[refused]}")
     more = further(sampling, REFUSED_SAMPLING)
     folder, commit = _located(settings)
-    _quiet()
+    prepare_environment()
     try:
         import vllm
         from vllm.engine.arg_utils import EngineArgs
@@ -461,8 +461,8 @@ def _context(settings: Vllm, tokenizer: Any) -> int | None:
     return min(length, int(tokenizer.model_max_length))
 
 
-def _quiet() -> None:
-    """The environment of vLLM, where the user has not set it otherwise."""
+def prepare_environment() -> None:
+    """The environment of vLLM, where the user has not set it otherwise; before it is imported."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for what a program reads
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -22,6 +22,7 @@ from pipeline.teachers.continuous import EngineDied
 from pipeline.teachers.contract import Answer, Failure, Request, one_line
 
 FOLLOWS: Final = re.compile(r"\s*(?:\w+|[^\w\s]+)|\s+")
+NO_SPECIALS: Final = re.compile(r"(?!)")  # for an engine that is asked for no labels' log-probabilities
 
 
 @dataclass
@@ -290,7 +291,7 @@ for handle in handles:
 
 
 @contextmanager
-def guard() -> Iterator[Callable[..., Any]]:
+def guard(who: str = "teacher") -> Iterator[Callable[..., Any]]:
     """Gives a function that starts an engine, with its processes, which end with this block and with this process, even where it is killed.
 
     By themselves they would live on then, and keep their memory (vLLM 0.32). A small process waits for the end of a pipe that only this
@@ -324,7 +325,7 @@ def guard() -> Iterator[Callable[..., Any]]:
             for error in failed:
                 raise error
             if not made:
-                raise RunError("teacher: vLLM did not start; the error stands above")
+                raise RunError(f"{who}: vLLM did not start; the error stands above")
             return made[0], processes
 
         yield start
