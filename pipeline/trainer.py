@@ -250,14 +250,14 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
             right = self.accelerator.reduce(torch.tensor(float(hits), device=self.args.device), "sum").item()
             found[f"{metric_key_prefix}_{self.tasks[0]}_accuracy"] = right / len(self.validation)
         found = {f"{metric_key_prefix}_loss": (self._weights * means).sum().item(), **found}
-        self._check(found[f"{metric_key_prefix}_loss"])
+        self._check("loss", found[f"{metric_key_prefix}_loss"])
         self.log(found)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         self._since = None  # what validating takes is no part of the training's speed
         return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Keep what was measured, each task's loss and tokens with it. Raises RunError where the loss is no longer a number."""
+        """Keep what was measured, each task's loss and tokens with it. Raises RunError where loss or gradient is no number."""
         if "loss" in logs:
             means = (self.accelerator.reduce(self._means, "sum") / self._steps).tolist()
             logs |= {f"{task}_loss": mean for task, mean in zip(self.tasks, means, strict=True)}
@@ -265,7 +265,10 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
                 f"{task}_tokens": round(count, 3) for task, count in zip(self.tasks, self._tokens.tolist(), strict=True)
             }
             self._means, self._tokens, self._steps = torch.zeros_like(self._means), torch.zeros_like(self._tokens), 0
-            self._check(logs["loss"])
+            if self.args.fp16 and not math.isfinite(logs.get("grad_norm") or 0.0):
+                del logs["grad_norm"]  # such a step is skipped, and the loss scaled down from then on
+            self._check("loss", logs["loss"])
+            self._check("gradient", logs.get("grad_norm") or 0.0)
             if self._since is not None:
                 began, read = self._since
                 seconds = max(time.perf_counter() - began, 1e-9)
@@ -275,10 +278,10 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
             return
         self._plain_log(logs)
 
-    def _check(self, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _check(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
             raise RunError(
-                f"train: the loss is no longer a number at step {self.state.global_step}; lower 'learning_rate'"
+                f"train: the {what} is no longer a number at step {self.state.global_step}; lower 'learning_rate'"
             )
 
     def _plain_log(self, logs: dict[str, float]) -> None:

@@ -234,9 +234,14 @@ def _process(rank: str) -> None:
     training_process.main()
 
 
+def fork_processes() -> None:
+    """From now on processes that share a training are forked from this one."""
+    launching._here = _forks
+
+
 def train_shared(shape: dict[str, Any], student: str, shards: str, out: str) -> None:
     """Train as told, in processes that are forked here."""
-    launching._here = _forks
+    fork_processes()
     train_in(shape, Case(Path(student), Path(shards), [], {}), Path(out))
 
 
