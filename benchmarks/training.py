@@ -244,7 +244,7 @@ def ours(given: Given) -> tuple[list[float], list[int]]:
         "accept_terms": "a measurement: the student is thrown away",
         **given.settings,
     }
-    known = {"task.targets": list(TASKS), "stages.sample.teacher.terms": None}
+    known = {"task.targets": list(TASKS), "stages.parse.label_type": "text", "stages.sample.teacher.terms": None}
     bound = bind(train, asked, lookup=known.__getitem__, folder=ROOT)
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "out"
