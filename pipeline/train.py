@@ -43,6 +43,7 @@ from pipeline.fit import (
     Start,
     counts,
     fit,
+    for_each,
     parameters,
 )
 from pipeline.fit import (
@@ -162,9 +163,7 @@ def train(
 
 def planned(rows: Sequence[TrainingRow], settings: Mapping[str, Any]) -> Plan:
     """How ``rows`` are trained by ``settings``, all those of `train` by name, but for what cards say. Raises InputError."""
-    if settings["batch_size"] % settings["processes"]:
-        problem = f"{settings['batch_size']} examples do not divide among {settings['processes']} processes"
-        raise InputError(f"train.batch_size: {problem}; give a multiple")
+    for_each(settings["batch_size"], settings["processes"])
     asked = {
         **settings,
         "tasks": _tasks(rows, settings["targets"], settings["task_targets"]),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.packing import closest, pack
@@ -59,6 +59,11 @@ def test_the_closest_rows_pad_least_of_all_that_are_tried(lengths: list[int], mo
     assert len(rows) * width <= len(pack(lengths, longest)) * longest
 
 
+def test_what_fits_together_is_together() -> None:
+    assert pack([9, 4, 5, 2], 9) == [[0], [2, 1], [3]]
+    assert closest([10, 6, 6, 6, 6]) == [[0], [1, 2], [3, 4]]  # three rows of 12, where it would be five of 10
+
+
 def test_label_rows_of_like_length_share_rows() -> None:
     lengths = [50, 90] * 8
     assert len(closest(lengths)) * max(sums(closest(lengths), lengths)) <= 1.05 * sum(lengths)
@@ -97,6 +102,7 @@ def expected(one: Sequence) -> tuple[Any, ...]:
     return tuple(ids), (*learned, None)
 
 
+@settings(max_examples=60)
 @given(ITEMS, st.sampled_from(["padded", "packed", "one row"]))
 def test_a_decoders_batch_holds_each_sequence_once_with_its_targets(
     examples: list[list[Sequence]], layout: str
@@ -159,13 +165,13 @@ def test_an_encoder_decoders_batch_parts_prompts_from_answers(examples: list[lis
 # Which models keep sequences in one row apart
 
 
-def small(kind: str, **settings: Any) -> Any:
+def small(kind: str, **shape: Any) -> Any:
     """A model of transformers, named as its classes begin, with whatever weights it begins with."""
     import torch
     import transformers
 
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(vocab_size=260, **settings)
+    config = getattr(transformers, f"{kind}Config")(vocab_size=260, **shape)
     return transformers.AutoModelForCausalLM.from_config(config)
 
 
@@ -173,6 +179,7 @@ SIZE = {"hidden_size": 32, "num_hidden_layers": 2}
 HEADS = {**SIZE, "intermediate_size": 64, "num_attention_heads": 2}
 APART = {
     "Llama": {**HEADS, "attn_implementation": "eager"},
+    "Gemma2": {**HEADS, "num_key_value_heads": 1, "head_dim": 16, "attn_implementation": "sdpa"},
     "Mistral": {**HEADS, "num_key_value_heads": 1, "sliding_window": 4, "head_dim": 16},
     "Qwen2": {**HEADS, "num_key_value_heads": 1},
     "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
