@@ -173,7 +173,7 @@ def train_in(shape: dict[str, Any], case: Case, out: Path) -> None:
     run(case.shards, out, case.student, **{**whole, **shape})
 
 
-def compare(case: Case, out: Path, gradients: list[dict[str, Any]] | None = None) -> None:
+def compare(case: Case, out: Path, gradients: list[dict[str, Any]] | None = None, within: float = 1e-5) -> None:
     """Whether the training in ``out`` is the authors' one."""
     found = metrics(out)
     assert len(found) == len(case.steps)
@@ -188,7 +188,7 @@ def compare(case: Case, out: Path, gradients: list[dict[str, Any]] | None = None
             assert (values - taken.gradients[name]).abs().max() < 1e-5 * largest, name
     kept = weights(out / "student")
     for name, values in kept.items():
-        assert values.allclose(case.weights[name], atol=1e-5, rtol=1e-5), name
+        assert values.allclose(case.weights[name], atol=within, rtol=within), name
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -4,6 +4,7 @@ A child is killed at a step, or a few file operations after it: while a checkpoi
 written. The moments are drawn; ``KILLED_TRAININGS_SEED=7 python -m pytest tests/test_resume.py`` draws others.
 """
 
+import json
 import os
 import random
 import signal
@@ -44,40 +45,48 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Kill(NamedTuple):
-    """When: so many operations on files after a step of a model."""
+    """When: so many operations on files after a step of a model. In several processes either all are killed or only one is."""
 
     model: str
     step: int
     operations: int
+    rank: str | None = None
 
 
-def train_until(kill: list[Any], shards: str, out: str, student: str, given: dict[str, Any]) -> None:
-    """Train, and be killed."""
+def train_until(kill: list[Any] | None, shards: str, out: str, student: str, said: str, given: dict[str, Any]) -> None:
+    """Train, and be killed; otherwise leave in the file ``said`` what is known of the models."""
+    fork_processes()
+    if kill is not None:
+        await_death(Kill(*kill))
+    details = run(Path(shards), Path(out), Path(student), **given)
+    Path(said).write_text(json.dumps(details))
+
+
+def await_death(kill: Kill) -> None:
     from pipeline.trainer import Pace
 
-    model, step, left = kill
-    reached = False
+    reached, left = False, kill.operations
+
+    def die() -> None:
+        if reached and left <= 0 and kill.rank in (None, os.environ.get("RANK")):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def count(event: str, details: tuple[Any, ...]) -> None:
         nonlocal left
         if reached and event in OPERATIONS:
+            die()
             left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
 
     on_step_end = Pace.on_step_end
 
     def counted(pace: Pace, args: Any, state: Any, control: Any, **more: Any) -> None:
         nonlocal reached
         on_step_end(pace, args, state, control, **more)
-        reached = reached or (model in (args.run_name, "student") and state.global_step >= step)
-        if reached and not left:
-            os.kill(os.getpid(), signal.SIGKILL)
+        reached = reached or (kill.model in (args.run_name, "student") and state.global_step >= kill.step)
+        die()
 
     Pace.on_step_end = counted  # type: ignore[method-assign]
     sys.addaudithook(count)
-    fork_processes()
-    run(Path(shards), Path(out), Path(student), **given)
 
 
 def survives(
@@ -85,16 +94,25 @@ def survives(
 ) -> None:
     """Whether a training that is killed again and again ends as one that is not, and that makes no checkpoints."""
     killed, whole = folder / "killed", folder / "whole"
-    places = {"shards": str(shards), "out": str(killed), "student": str(student)}
+
+    def trained(out: Path, kill: Kill | None, checkpoint_seconds: int) -> int:
+        places = {
+            "shards": str(shards),
+            "out": str(out),
+            "student": str(student),
+            "said": str(folder / f"{out.name}.json"),
+        }
+        return forked(train_until, kill=kill, given={**given, "checkpoint_seconds": checkpoint_seconds}, **places)
+
     for kill in kills:
-        code = forked(train_until, kill=kill, given={**given, "checkpoint_seconds": 0}, **places)
-        assert code == -signal.SIGKILL or given.get("processes", 1) > 1, f"it was not killed at {kill}"
+        code = trained(killed, kill, 0)
+        assert code if "processes" in given else code == -signal.SIGKILL, f"it was not killed at {kill}"
         assert not (killed / kill.model).exists()
-    again = run(shards, killed, student, **given, checkpoint_seconds=0)
-    straight = run(shards, whole, student, **given, checkpoint_seconds=1000)
-    assert again == straight
+    assert trained(killed, None, 0) == 0
+    assert trained(whole, None, 1000) == 0
+    assert (folder / "killed.json").read_text() == (folder / "whole.json").read_text()
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    for model in again["models"]:
+    for model in json.loads((folder / "whole.json").read_text())["models"]:
         assert files(killed / model) == files(whole / model)
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
 
@@ -127,6 +145,15 @@ def test_an_encoder_decoder_is_killed_while_it_validates_keeps_the_best_and_stop
     survives(forked, drawn(16, 5), shards, student, tmp_path, given)
     validations = [step["step"] for step in metrics(tmp_path / "whole", kind="validation_loss")]
     assert 16 <= validations[-1] < 60, validations
+
+
+@pytest.mark.slow
+def test_two_processes_are_killed_together_or_one_of_them(tmp_path: Path, shards: Path, forked: Forked) -> None:
+    # Each process draws its own random numbers, for dropout, and goes on with them.
+    student = make_t5(tmp_path / "tiny", dropout_rate=0.1)
+    kills = [Kill("student", 2, 0, rank="1"), Kill("student", 4, 9), Kill("student", 6, 3, rank="0")]
+    given = {"epochs": 3, "batch_size": 4, "processes": 2, "baseline": False}
+    survives(forked, kills, shards, student, tmp_path, given)
 
 
 def test_checkpoints_of_other_rows_are_refused(tmp_path: Path, shards: Path) -> None:
