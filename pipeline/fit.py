@@ -395,7 +395,8 @@ def _checkpoint(work: Path) -> Path | None:
     for path in found:
         try:
             state = strict_json((path / "trainer_state.json").read_bytes())  # transformers writes it last
-            complete = newest is None and bool(state)
+            drawn = len([*path.glob("rng_state*.pth")])  # each process writes its own, the first not as the last
+            complete = newest is None and bool(state) and drawn >= int(os.environ.get("WORLD_SIZE", "1"))
         except (OSError, ValueError):
             complete = False
         if complete:

@@ -291,7 +291,7 @@ def test_processes_that_are_started_take_the_very_steps_of_one_and_lose_no_row(d
             {"batch_size": 3},
             "InputError: train.batch_size: 3 examples do not divide among 2 processes",
         ),
-        ({"learning_rate": 1e30}, "RunError: train: the loss is no longer a number at step"),
+        ({"learning_rate": 1e30}, "RunError: train: the gradient is no longer a number at step"),
     ],
 )
 def test_what_stops_one_of_several_processes_is_raised_as_in_one(

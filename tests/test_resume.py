@@ -147,15 +147,6 @@ def test_an_encoder_decoder_is_killed_while_it_validates_keeps_the_best_and_stop
     assert 16 <= validations[-1] < 60, validations
 
 
-@pytest.mark.slow
-def test_two_processes_are_killed_together_or_one_of_them(tmp_path: Path, shards: Path, forked: Forked) -> None:
-    # Each process draws its own random numbers, for dropout, and goes on with them.
-    student = make_t5(tmp_path / "tiny", dropout_rate=0.1)
-    kills = [Kill("student", 2, 0, rank="1"), Kill("student", 4, 9), Kill("student", 6, 3, rank="0")]
-    given = {"epochs": 3, "batch_size": 4, "processes": 2, "baseline": False}
-    survives(forked, kills, shards, student, tmp_path, given)
-
-
 def test_checkpoints_of_other_rows_are_refused(tmp_path: Path, shards: Path) -> None:
     student = make_model(tmp_path / "tiny")
     others = write_shards(tmp_path / "others", [row for number in range(5) for row in pair(number)])
