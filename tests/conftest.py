@@ -112,3 +112,14 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
     """Calls functions in processes of their own, one at a time."""
     with forking(tmp_path_factory.mktemp("forked") / "log") as call:
         yield call
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """So small a model gains nothing by a second thread, and its sums are the same whoever else uses the machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -6,7 +6,7 @@ Micro-batches, packing, order, processes and kinds of models change nothing: sam
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,14 +27,7 @@ FIGURES = ("loss", "label_loss", "rationale_loss", "grad_norm", "learning_rate",
 WORDS = "late goal soup bread keeper recipe trophy garlic".split()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pairs(examples: int = EXAMPLES) -> list[TrainingRow]:

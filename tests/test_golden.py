@@ -10,7 +10,7 @@ processor, and for nothing else.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,14 +29,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
 SUBJECTS = "keeper soup striker bread coach garlic referee butter".split()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows() -> list[TrainingRow]:

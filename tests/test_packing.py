@@ -1,6 +1,5 @@
 """Batches: each token of each sequence stands there once, keeps its place and its target, and sees no other sequence."""
 
-from collections.abc import Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,7 @@ __all__ = ["gradients"]  # a fixture
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sums(rows: list[list[int]], lengths: list[int]) -> list[int]:

@@ -1,7 +1,6 @@
 """A training's dry run shows the very batch that the trainer takes first, and what of it is learned."""
 
 import json
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,7 @@ from tests.test_train import metrics, pair, run, write_shards
 HOSTILE = "é€\u202e\x1b[31m [red]hi[/red]\nr9 label ⟦all⟧ ⟨<end>⟩ <end> ↵ |"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -30,14 +30,7 @@ ROOT = Path(__file__).parents[1]
 OVER = {"train.alpha": [0.1, 0.9], "train.seed": [0, 1]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
