@@ -69,7 +69,12 @@ def recurrent() -> Any:
     torch.manual_seed(0)
     size = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": ["linear_attention", "full_attention"]}
-    states = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    states = {
+        "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
     experts = {"num_experts": 0, "mlp_only_layers": [0, 1], "decoder_sparse_step": 1}
     return Qwen3NextForCausalLM(Qwen3NextConfig(**size, **heads, **states, **experts)).eval()
 
