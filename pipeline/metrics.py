@@ -246,6 +246,6 @@ def scalars(found: ModelMetrics) -> dict[str, float]:
         "answered": found.answered / found.rows,
         "ece": found.calibration and found.calibration.ece,
         "brier": found.calibration and found.calibration.brier,
-        "same_as_teacher": found.(found.same_as_teacher or 0) / found.teacher_rows if found.teacher_rows else None,
+        "same_as_teacher": (found.same_as_teacher or 0) / found.teacher_rows if found.teacher_rows else None,
     }
     return {name: float(value) for name, value in told.items() if value is not None}
