@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from pipeline.explore import DryRun, Suspects
+    from pipeline.gates import Verdict
+    from pipeline.metrics import Metrics
     from pipeline.preview import Piece, Preview
     from pipeline.resample import Report
     from pipeline.results import Allowance, Estimate
@@ -405,28 +407,37 @@ def asked(teachers: dict[str, dict[str, Any]]) -> None:
         table(header, rows, right=(1, 2, 4, 5, 6, 7))
 
 
-def models(figures: dict[str, Any], speeds: dict[str, float]) -> None:
+def models(figures: "Metrics", speeds: dict[str, float]) -> None:
     """A table of models for each eval set."""
-    for name, eval_set in figures["eval_sets"].items():
+    for name, eval_set in figures.eval_sets.items():
         rows = []
-        for model, found in eval_set["models"].items():
-            low, high = found["accuracy_interval"]
-            macro = "" if found["macro_f1"] is None else f"{found['macro_f1']:.3f}"
-            size = f"{found['parameters'] / 1e6:,.0f} M" if found["parameters"] else ""
+        for model, found in eval_set.models.items():
+            low, high = found.accuracy_interval
+            macro = "" if found.macro_f1 is None else f"{found.macro_f1:.3f}"
+            error = "" if found.calibration is None else f"{found.calibration.ece:.3f}"
+            size = f"{found.parameters / 1e6:,.0f} M" if found.parameters else ""
             speed = f"{speeds[model]:,.1f}" if model in speeds else ""
-            rows.append(
-                (
-                    model,
-                    f"{found['accuracy']:.1%}",
-                    f"{low:.1%} to {high:.1%}",
-                    macro,
-                    speed,
-                    size,
-                    f"{found['rows']:,}",
-                )
-            )
-        header = (f"on {name}", "accuracy", "95% interval", "macro-F1", "examples/s", "parameters", "rows")
-        table(header, rows, right=(1, 2, 3, 4, 5, 6))
+            told = (f"{found.accuracy:.1%}", f"{low:.1%} to {high:.1%}", macro, error, speed, size, f"{found.rows:,}")
+            rows.append((model, *told))
+        header = (f"on {name}", "accuracy", "95% interval", "macro-F1", "ECE", "rows/s", "parameters", "rows")
+        table(header, rows, right=(1, 2, 3, 4, 5, 6, 7))
+
+
+def compared(figures: "Metrics") -> None:
+    """What can be said of one model beside another, in a sentence each."""
+    from pipeline.files import plain
+    from pipeline.measure import comparisons
+
+    for name, one in comparisons(figures):
+        print(f"{plain(name)}: {plain(one.sentence, 400)}")
+
+
+def gates(verdicts: "list[Verdict]") -> None:
+    """A line for each gate."""
+    from pipeline.files import plain
+
+    for verdict in verdicts:
+        print(f"gate: {plain(verdict.told(), 300)}")
 
 
 def planned_sweep(name: str, points: "list[Planned]") -> None:
