@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from pipeline.files import InputError, atomic
+from pipeline.gates import Verdict
 from pipeline.report import beside, html, markdown, view
-from pipeline.report.shape import Gate, Report, Verdict
+from pipeline.report.shape import Audit, Report
 
 Format = Literal["html", "markdown", "json"]
 FILES: Final[dict[str, str]] = {"html": "index.html", "markdown": "report.md", "json": "report.json"}
@@ -31,8 +32,8 @@ def build(
     title: str | None = None,
     *,
     compare: Sequence[Path] = (),
-    gates: Sequence[Gate] = (),
-    audit: Verdict | None = None,
+    gates: Sequence[Verdict] = (),
+    audit: Audit | None = None,
     formats: Sequence[str] = tuple(FILES),
     out: Path | None = None,
     kept_rows: int = 8,
@@ -61,18 +62,18 @@ def build(
         if name in formats:
             paths.append(folder / FILES[name])
             with atomic(paths[-1]) as file:
-                file.write(written(found, name).encode("utf-8", "backslashreplace"))
+                file.write(told(found, name).encode("utf-8", "backslashreplace"))
     return paths[0]
 
 
-def written(report: Report, name: str) -> str:
+def told(report: Report, name: str) -> str:
     """A report in one of the formats."""
     if name == "html":
         return html.page(report)
     return markdown.page(report) if name == "markdown" else report.model_dump_json(indent=2) + "\n"
 
 
-def audited(run: Path) -> Verdict:
+def audited(run: Path) -> Audit:
     """What `stepdistill audit` says of a run now; it reads every file. Raises InputError where there is no run."""
     from itertools import chain
 
@@ -86,7 +87,7 @@ def audited(run: Path) -> Verdict:
             count += 1
             if len(shown) < SHOWN_FINDINGS:
                 shown.append(_inside(run, str(one)))
-    return Verdict(
+    return Audit(
         whole=not count,
         findings=count,
         shown=shown,

@@ -14,7 +14,7 @@ from typing import Final
 from markupsafe import Markup, escape
 
 from pipeline.metrics import Calibration, Comparison, Interval
-from pipeline.report.shape import Chart, Curve, Line
+from pipeline.report.shape import Chart, Curve, Line, Spot
 from pipeline.report.written import is_number, percent, shown
 from pipeline.shift import Spread, Value
 
@@ -43,6 +43,11 @@ def limited(value: float) -> float:
 def share(value: float) -> float:
     """``value`` between 0 and 1; 0 where it is no number."""
     return min(max(float(value), 0.0), 1.0) if is_number(value) else 0.0
+
+
+def scaled(value: float, most: float) -> float:
+    """``value`` as a share of ``most``, between 0 and 1."""
+    return share(limited(value) / limited(most)) if is_number(value) and is_number(most) and most > 0 else 0.0
 
 
 def usable(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -167,6 +172,9 @@ def key(style: str) -> Markup:
 
 def sweep_chart(curves: Sequence[Curve], axis: str, label: str) -> Markup:
     """Means with their intervals and single trainings; a line connects them where the axis has numbers."""
+    curves = [
+        curve.model_copy(update={"spots": [spot for spot in curve.spots if _can_be_placed(spot)]}) for curve in curves
+    ]
     values = list(dict.fromkeys(spot.at for curve in curves for spot in curve.spots))
     numbers = sorted({limited(value) for value in values if not isinstance(value, str) and is_number(value)})
     is_scale = bool(numbers) and len(numbers) == len(values)
@@ -207,6 +215,10 @@ def sweep_chart(curves: Sequence[Curve], axis: str, label: str) -> Markup:
             parts += [mark(f"{style}", x, frame.down(share(one)), 1.6) for one in spot.single]
             parts.append(mark(style, x, y, 4.0))
     return frame.svg(parts, label)
+
+
+def _can_be_placed(spot: Spot) -> bool:
+    return is_number(spot.mean) and (isinstance(spot.at, str) or is_number(spot.at))
 
 
 def _aside(frame: Frame, x: float, aside: float) -> float:
@@ -252,7 +264,7 @@ def interval_bar(value: float, interval: Interval, style: str) -> Markup:
     """A bar from 0 to ``value`` with its interval as a whisker, on a scale from 0 to 1 with a tick at each quarter."""
     low, high = (share(end) for end in interval)
     grid = "".join(f'<line class="grid" x1="{x}" x2="{x}" y1="0" y2="24"/>' for x in (0, 50, 100, 150, 200))
-    label = f"{percent(value)}, {percent(low)} to {percent(high)}"
+    label = f"{percent(share(value))}, {percent(low)} to {percent(high)}"
     return Markup(
         f'<svg class="interval" viewBox="-2 0 204 24" role="img" aria-label="{label}">{grid}'
         f'<rect class="fill {escape(style)}" y="6" width="{share(value) * 200:.1f}" height="12"/>'
@@ -308,11 +320,10 @@ def share_bar(value: float, style: str = "kept") -> Markup:
 
 def share_bars(before: float, after: float, most: float) -> Markup:
     """Two bars, before above after, of shares on a scale from 0 to ``most``."""
-    scale = 100 / most if most else 0.0
+    first, second = (scaled(one, most) * 100 for one in (before, after))
     return Markup(
         '<svg class="shares" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="before" width="{min(before * scale, 100):.1f}" height="5"/>'
-        f'<rect class="kept" y="6" width="{min(after * scale, 100):.1f}" height="5"/></svg>'
+        f'<rect class="before" width="{first:.1f}" height="5"/><rect class="kept" y="6" width="{second:.1f}" height="5"/></svg>'
     )
 
 
@@ -323,12 +334,11 @@ def drop_bar(value: Value) -> Markup:
 
 def spread_bar(spread: Spread, most: float, style: str) -> Markup:
     """A box from the first to the third quartile, with a line at the median and a dot at the mean, on a scale from 0 to ``most``."""
-    scale = 200 / most if most else 0.0
-    first, median, third = (min(max(place * scale, 0.0), 200.0) for place in spread.quartiles)
+    first, median, third, mean = (scaled(place, most) * 200 for place in (*spread.quartiles, spread.mean))
     return Markup(
         '<svg class="spread" viewBox="-4 0 208 12" aria-hidden="true">'
         '<line class="grid" x1="0" x2="200" y1="6" y2="6"/>'
         f'<rect class="{escape(style)}" x="{first:.1f}" y="1" width="{max(third - first, 1.5):.1f}" height="10"/>'
         f'<path class="whisker" d="M{median:.1f} 1v10"/>'
-        f'<circle class="mean" cx="{min(max(spread.mean * scale, 0.0), 200.0):.1f}" cy="6" r="2.5"/></svg>'
+        f'<circle class="mean" cx="{mean:.1f}" cy="6" r="2.5"/></svg>'
     )

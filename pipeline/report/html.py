@@ -46,6 +46,7 @@ def page(report: Report) -> str:
         tables=tables,
         charts=charts,
         STUDENTS=STUDENTS,
+        CHECKS=written.CHECKS,
         MOST_CLASSES=MOST_CLASSES,
         drop_places=_drop_places(report),
     )

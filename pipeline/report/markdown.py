@@ -10,13 +10,13 @@ Limits: rows are cut at ``LONGEST`` characters, and line ends in them become spa
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 from pipeline.report import tables
-from pipeline.report.shape import Report, ShownDrop, Voted
+from pipeline.report.shape import Gain, Report, ShownDrop, Told, Voted
 from pipeline.report.tables import Table
-from pipeline.report.written import number, percent, shown, words
+from pipeline.report.written import CHECKS, number, percent, shown, times, words
 
 LONGEST: Final = 400  # characters of a text
 _HARMLESS = re.compile(r"(?:[^\W_]|[ ,;:%+–−…·→()'’“”?.—-])*")
@@ -101,10 +101,14 @@ def _headline(report: Report) -> Iterator[str]:
         if told:
             yield "\n".join(told)
     if report.headline.gains:
-        yield "\n".join(f"- {inert(gain)}" for gain in report.headline.gains)
+        yield "\n".join(f"- {inert(_gain(gain))}" for gain in report.headline.gains)
     if report.out_of_date:
         told = [f"{stage} was {why}" for stage, why in report.out_of_date.items()]
         yield f"Not all of this belongs together: {inert('; '.join(told))}. `stepdistill run` brings it in step."
+
+
+def _gain(found: Gain) -> str:
+    return found.sentence if found.times is None else f"{times(found.times)} times {found.what}: {found.sentence}"
 
 
 def _models(report: Report) -> Iterator[str]:
@@ -193,11 +197,7 @@ def _rows(report: Report) -> Iterator[str]:
 def _examples(report: Report) -> Iterator[str]:
     if report.rationales:
         yield "## What the student says when asked why"
-        yield "\n".join(
-            f"- {inert(row.input)}\n  - says {inert(row.label or 'no label')}, true label {inert(row.gold)}\n"
-            f"  - because: {inert(row.rationale)}"
-            for row in report.rationales
-        )
+        yield "\n".join(_told(row) for row in report.rationales)
     if report.kept:
         yield "## Rows that were kept"
         yield "\n".join(
@@ -213,6 +213,15 @@ def _examples(report: Report) -> Iterator[str]:
         yield f"### {inert(group.stage)}: {inert(words(group.reason))}, {number(group.dropped)} dropped"
         if group.rows:
             yield "\n".join(_drop(row) for row in group.rows)
+
+
+def _told(row: Told) -> str:
+    lines = [f"- {inert(row.input)}", f"  - true label {inert(row.gold)}"]
+    lines += [
+        f"  - {inert(one.model)} says {inert(one.label or 'no label')}, because: {inert(one.rationale)}"
+        for one in row.said
+    ]
+    return "\n".join(lines)
 
 
 def _drop(row: ShownDrop) -> str:
@@ -250,11 +259,3 @@ def _provenance(report: Report) -> Iterator[str]:
     yield "\n".join(f"    {command}" for command, _ in CHECKS)
     yield table(tables.stamps(report))
     yield table(tables.sources(report))
-
-
-CHECKS: Final[Sequence[tuple[str, str]]] = (
-    ("stepdistill audit", "every file against its manifest, every training row back to a stored response"),
-    ("stepdistill audit --full", "and makes every row again from the stored responses"),
-    ("stepdistill audit FOLDER --key NAME.public.pem", "as a stranger, with the public key of who signed it"),
-    ("stepdistill trace ID", "one row, from its source to the shard and back"),
-)

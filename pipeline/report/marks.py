@@ -3,8 +3,8 @@
     pair("I burned the caramel twice", "The caramel burned, twice")
     -> [Piece("I "), Piece("burned", shared), ..]
 
-Words are compared without case. A word counts where it stands in the longest common order of words, or in a run of ``RUN`` words that both
-texts have, whatever the order. ``within`` (the evidence's overlap) keeps words of no account outside of it unmarked.
+Words are compared without case. Words count where they stand in both texts in the same order (a short one not alone), or in a run of
+``RUN`` words that both texts have, whatever the order. ``within`` (the evidence's overlap) keeps what stands outside of it unmarked.
 
 Limits: texts of more than ``MOST`` words are compared by runs alone; words of scripts without spaces are compared as wholes.
 """
@@ -18,6 +18,7 @@ from pipeline.records import Record
 
 RUN: Final = 4  # words
 MOST: Final = 400  # words
+TELLING: Final = 4  # letters of a word that counts where none beside it does
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
@@ -37,8 +38,9 @@ def pair(
     names, others = [word for word, _, _ in first], [word for word, _, _ in second]
     if max(len(names), len(others)) <= MOST:
         for block in difflib.SequenceMatcher(None, names, others, autojunk=False).get_matching_blocks():
-            marked[0].update(range(block.a, block.a + block.size))
-            marked[1].update(range(block.b, block.b + block.size))
+            if block.size > 1 or (block.size and len(names[block.a]) >= TELLING):
+                marked[0].update(range(block.a, block.a + block.size))
+                marked[1].update(range(block.b, block.b + block.size))
     common = set(_runs(names)) & set(_runs(others))
     for side, own in zip(marked, (names, others), strict=True):
         for place, run in enumerate(_runs(own)):

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from pipeline.gates import Verdict
 from pipeline.metrics import Costs, Interval, Metrics
 from pipeline.records import Record, Source
 from pipeline.report.marks import Piece
@@ -39,20 +40,23 @@ class Bar(Record):
     end: float
 
 
+class Gain(Record):
+    """What the student saves beside its teacher: how many times (None where the teacher's figure is not known), and a sentence."""
+
+    what: str
+    times: float | None
+    sentence: str
+
+
 class Headline(Record):
-    """What was distilled from what, and what that gains. ``made`` is a sentence; ratios are how many times the student is better."""
+    """What was distilled from what, and what that gains. ``made`` is a sentence."""
 
     made: str | None
     teachers: list[str]
     student: str | None = Field(description="the model that it was made from")
     layers: int | None
     examples: int | None = Field(description="that it was trained on")
-    smaller: float | None = Field(description="the teacher's weights by the student's")
-    faster: float | None = Field(
-        description="the student's rows a second by the teacher's, both measured while evaluating"
-    )
-    cheaper: float | None = Field(description="the teacher's cost of 1,000 answers by the student's")
-    gains: list[str] = Field(description="the same as sentences")
+    gains: list[Gain]
 
 
 class Asked(Record):
@@ -158,16 +162,26 @@ class Kept(Record):
     why: str = Field(description="its rationale, or the teacher's text")
 
 
+class Said(Record):
+    """What one model answered, and said when it was asked why."""
+
+    model: str
+    label: str | None
+    rationale: str
+    finished: bool
+    asked_again: bool
+    label_after: str | None
+    score: int | None
+
+
 class Told(Record):
-    """The student asked why, on an eval row."""
+    """Models asked why, on the same eval row."""
 
     eval_set: str
     row: str
     input: str
     gold: str
-    label: str | None
-    rationale: str
-    finished: bool
+    said: list[Said]
 
 
 class Line(Record):
@@ -214,16 +228,7 @@ class Swept(Record):
     note: str = Field(description="what the intervals are")
 
 
-class Gate(Record):
-    """A condition that the run must meet, as the settings have it now. ``passed`` is None where the figure is not there."""
-
-    name: str
-    condition: str
-    value: float | None
-    passed: bool | None
-
-
-class Verdict(Record):
+class Audit(Record):
     """What an audit of the run folder said when the report was made."""
 
     whole: bool
@@ -300,7 +305,7 @@ class Report(Record):
     schema_version: Literal[1] = 1
     title: str
     headline: Headline
-    gates: list[Gate]
+    gates: list[Verdict] = Field(description="the gates as the settings have them when the report is made")
     side_by_side: SideBySide | None
     out_of_date: dict[str, str] = Field(description="stage -> why its result does not belong to those of the others")
     funnel: list[Bar]
@@ -316,5 +321,5 @@ class Report(Record):
     rationales: list[Told]
     kept: list[Kept]
     drops: list[DropGroup]
-    audit: Verdict | None = Field(description="None where nobody audited")
+    audit: Audit | None = Field(description="None where nobody audited")
     stamps: list[Stamp]

@@ -5,20 +5,20 @@
 A cell's text may be a run's own: who shows it escapes it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from markupsafe import Markup
 
 from pipeline import shift
+from pipeline.gates import Verdict
 from pipeline.metrics import Calibration, Contamination, Costs, ModelMetrics, Safety, SetMetrics, Share
 from pipeline.report import charts
 from pipeline.report.shape import (
     Asked,
     Chart,
     Contaminated,
-    Gate,
     Level,
     Report,
     SideBySide,
@@ -59,7 +59,7 @@ SHOWN_VALUES: Final = 10  # of a column, in the tables of what filtering did
 SHOWN_LABELS: Final = 40  # in the table of labels
 SHOWN_SLICES: Final = 25  # values of a column
 SHOWN_SETTINGS: Final = 60  # that differ between runs
-CONFUSED: Final = 8  # pairs of labels
+CONFUSED: Final = 5  # pairs of labels
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,12 @@ class Table:
     dense: bool = field(default=False)
 
 
-def columns(first: str, *others: str) -> list[Column]:
-    """A first column of names, and others of numbers; those with a leading ``<`` stand on the left."""
-    return [Column(first, right=False), *(Column(name.lstrip("<"), right=name[0] != "<") for name in others)]
+def columns(first: str, *others: str, left: Collection[int] = ()) -> list[Column]:
+    """A first column of names, and others of numbers; of these, the ones with a number in ``left``, from 1, hold text."""
+    return [
+        Column(first, right=False),
+        *(Column(name, right=place not in left) for place, name in enumerate(others, 1)),
+    ]
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -114,22 +117,21 @@ def in_order(names: Iterable[str]) -> list[str]:
 # Verdicts
 
 
-def gates(found: Sequence[Gate]) -> Table:
+def gates(found: Sequence[Verdict]) -> Table:
     """The conditions, and whether they are met."""
-    told = {True: "passed", False: "failed", None: "not measured"}
     rows = [
         Row(
             [
-                Cell(gate.name),
-                Cell(gate.condition),
-                Cell(DASH if gate.value is None else f"{gate.value:.4g}"),
-                Cell(told[gate.passed], strong=True),
+                Cell(one.gate, sub=f"on {one.eval_set}"),
+                Cell(one.condition.strip()),
+                Cell("not known" if one.value is None else f"{one.value:.4g}"),
+                Cell("passed" if one.passed else "failed", strong=True),
             ],
-            warned=gate.passed is not True,
+            warned=not one.passed,
         )
-        for gate in found
+        for one in found
     ]
-    return Table("Gates", columns("gate", "<condition", "measured", "<verdict"), rows)
+    return Table("Gates", columns("figure", "wanted", "measured", "verdict", left=(1, 3)), rows)
 
 
 # Rows
@@ -285,10 +287,7 @@ def levels(title: str, found: Sequence[Level]) -> Table:
 def searched(found: Contaminated) -> Table:
     """What of each eval set stood in the rows."""
     rows = [
-        Row(
-            [Cell(one.name), *(Cell(number(value)) for value in (one.rows, one.found, one.dropped, one.too_short))],
-            warned=one.found > 0,
-        )
+        Row([Cell(one.name), *(Cell(number(value)) for value in (one.rows, one.found, one.dropped, one.too_short))])
         for one in found.eval_sets
     ]
     named = columns("eval set", "eval rows", "found in some row", "rows dropped for it", "too short to be looked for")
@@ -692,7 +691,7 @@ def side_settings(found: SideBySide) -> Table:
     ]
     rest = len(found.settings) - SHOWN_SETTINGS
     note = f"{rest:,} more differences are in report.json." if rest > 0 else ""
-    named = columns("setting", *(f"<{run}" for run in found.runs))
+    named = columns("setting", *found.runs, left=range(1, len(found.runs) + 1))
     return Table("Settings in which the runs differ", named, rows, note, dense=True)
 
 
@@ -714,7 +713,7 @@ def stamps(report: Report) -> Table:
         )
         for one in report.stamps
     ]
-    named = columns("stage", "version", "<key", "<manifest digest", "<reads", "files")
+    named = columns("stage", "version", "key", "manifest digest", "reads", "files", left=(2, 3, 4))
     return Table("Keys and manifests", named, rows)
 
 
@@ -732,4 +731,4 @@ def sources(report: Report) -> Table:
         for stamp in report.stamps
         for one in stamp.sources
     }
-    return Table("Sources", columns("source", "bytes", "<licence", "<SHA-256"), list(rows.values()))
+    return Table("Sources", columns("source", "bytes", "licence", "SHA-256", left=(2, 3)), list(rows.values()))

@@ -1,7 +1,7 @@
 """Reads a run folder into a ``Report``: manifests, figures, measurements, and samples of rows, each file in one pass.
 
     read(Path("runs/topics"), "topics").headline.made
-    -> "SmolLM2-135M-Instruct, cut to 8 layers (56.6M weights), learned from 417 examples that SmolLM2-135M-Instruct answered."
+    -> "SmolLM2-135M-Instruct, cut to 8 layers, with 56.6M weights, learned from 417 examples that SmolLM2-135M-Instruct answered."
 
 Limits: the manifests are believed; `stepdistill audit` is what verifies them. Rows are drawn with a fixed seed in one pass, so a run of any
 size fits into memory. Figures that an earlier version of evaluate wrote are passed over.
@@ -9,7 +9,7 @@ size fits into memory. Figures that an earlier version of evaluate wrote are pas
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -18,21 +18,24 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from pipeline import outputs, shift, sweeps, usage
-from pipeline.evaluate import METRICS, RATIONALES, SPEEDS
+from pipeline.evaluate import SPEEDS
 from pipeline.files import RunError, plain, read_jsonl
-from pipeline.metrics import Costs, Metrics, ModelMetrics
+from pipeline.gates import Verdict
+from pipeline.measure import METRICS, RATIONALES
+from pipeline.metrics import Costs, Metrics, ModelMetrics, Rationale
 from pipeline.records import Drop, Example, Manifest, Prompt
 from pipeline.report import marks
 from pipeline.report.drawn import by_reason, drawn
 from pipeline.report.shape import (
     Asked,
+    Audit,
     Ballot,
     Bar,
     Chart,
     Contaminated,
     Curve,
     DropGroup,
-    Gate,
+    Gain,
     Headline,
     Kept,
     Level,
@@ -40,17 +43,17 @@ from pipeline.report.shape import (
     Pair,
     Reason,
     Report,
+    Said,
     Searched,
     ShownDrop,
     Spot,
     Stamp,
     Swept,
     Told,
-    Verdict,
     Voted,
     Votes,
 )
-from pipeline.report.written import compact, is_number, money, size, times
+from pipeline.report.written import compact, is_number, money, size
 from pipeline.shift import Shift
 from pipeline.stages import STAGES
 from pipeline.text import excerpt
@@ -68,23 +71,12 @@ OTHER_TEXTS: Final = {
 }  # in the evidence of dedup and decontaminate; and where its overlap with the row stands
 CHART_POINTS: Final = 240
 SHOWN_METHODS: Final = 20
+SHOWN_RATIONALES: Final = 8  # eval rows
 AGREEMENT: Final = ((1000, "unanimous"), (800, "80 to 99%"), (600, "60 to 79%"), (400, "40 to 59%"), (0, "under 40%"))
 ENTROPY: Final = ((0, "0"), (500, "up to 0.5"), (1000, "0.5 to 1"), (1500, "1 to 1.5"), (1 << 30, "above 1.5"))
 
 _FIRST_ID = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*")')
 _UNANIMOUS, _NO_VOTES, _NO_SOFT_LABELS = b'"agreement":1.0,', b'"agreement":null,', b'"soft_labels":null,'
-
-
-class Wanted(msgspec.Struct, frozen=True):
-    """What of a line of rationales.jsonl is shown."""
-
-    eval_set: str
-    row: str
-    input: str
-    gold: str
-    label: str | None
-    rationale: str
-    finished: bool
 
 
 def read(
@@ -94,8 +86,8 @@ def read(
     kept_rows: int = 8,
     rows_per_reason: int = 4,
     seed: int = 0,
-    gates: Sequence[Gate] = (),
-    audit: Verdict | None = None,
+    gates: Sequence[Verdict] = (),
+    audit: Audit | None = None,
 ) -> Report:
     """The report of a run. ``kept_rows`` rows of the last filter and ``rows_per_reason`` drops of every reason are drawn.
 
@@ -108,7 +100,13 @@ def read(
 
 
 def _read_run(
-    run: Path, title: str, kept_rows: int, rows_per_reason: int, seed: int, gates: Sequence[Gate], audit: Verdict | None
+    run: Path,
+    title: str,
+    kept_rows: int,
+    rows_per_reason: int,
+    seed: int,
+    gates: Sequence[Verdict],
+    audit: Audit | None,
 ) -> Report:
     folders = {name: folder for name in STAGES if (folder := outputs.current(run, name)) is not None}
     if not folders:
@@ -136,7 +134,7 @@ def _read_run(
         costs=costs,
         training=charts(read_curves(trained)) if trained is not None else [],
         sweeps=read_sweeps(run),
-        rationales=_rationales(evaluated),
+        rationales=_rationales(evaluated) if metrics is not None else [],
         kept=_kept({name: folder for name, folder in folders.items() if not unread(name, manifests)}, kept_rows, seed),
         drops=drops,
         audit=audit,
@@ -250,28 +248,28 @@ def headline(
             examples = sum(counts.values())
     found = _first_set(metrics)
     weights = found["student"].parameters if "student" in found else None
-    smaller, faster, cheaper, gains = _gains(found, costs, asked)
     made = None
     if trained is not None:
-        cut = f", cut to {layers} layers" if layers else ""
-        told = f" ({compact(weights)} weights)" if weights else ""
+        told = ", ".join(
+            [
+                *([f"cut to {layers} layers"] if layers else []),
+                *([f"with {compact(weights)} weights"] if weights else []),
+            ]
+        )
         on = "" if examples is None else f" from {examples:,} examples"
         by = (
             f" that {' and '.join(teachers[:3])}{' and others' if len(teachers) > 3 else ''} answered"
             if teachers
             else ""
         )
-        made = f"{student or 'The student'}{cut}{told} learned{on}{by}."
+        made = f"{student or 'The student'}{f', {told},' if told else ''} learned{on}{by}."
     return Headline(
         made=made,
         teachers=teachers,
         student=student,
         layers=layers,
         examples=examples,
-        smaller=smaller,
-        faster=faster,
-        cheaper=cheaper,
-        gains=gains,
+        gains=list(_gains(found, costs, asked)),
     )
 
 
@@ -281,42 +279,29 @@ def _first_set(metrics: Metrics | None) -> dict[str, ModelMetrics]:
     return next((found.models for found in sets if found.models), {})
 
 
-def _gains(
-    found: Mapping[str, ModelMetrics], costs: Costs | None, asked: Sequence[Asked]
-) -> tuple[float | None, float | None, float | None, list[str]]:
-    gains = []
-    smaller = faster = cheaper = None
-    student, teacher = found.get("student"), found.get("teacher")
-    cost = costs.models.get("student") if costs is not None else None
-    other = costs.models.get("teacher") if costs is not None else None
-    weights = student.parameters if student is not None else None
-    teachers = teacher.parameters if teacher is not None else None
+def _gains(found: Mapping[str, ModelMetrics], costs: Costs | None, asked: Sequence[Asked]) -> Iterator[Gain]:
+    """Weights, rows a second and cost of the student beside its teacher, each where it is known."""
+    weights, teachers = (found[name].parameters if name in found else None for name in ("student", "teacher"))
+    cost, other = (costs.models.get(name) if costs is not None else None for name in ("student", "teacher"))
     if weights and teachers:
-        smaller = teachers / weights
-        disk = f"; {size(cost.bytes_on_disk)} on disk" if cost is not None and cost.bytes_on_disk else ""
-        gains.append(
-            f"It has {compact(weights)} weights, its teacher {compact(teachers)}: {times(smaller)} times as many{disk}."
-        )
+        disk = f" ({size(cost.bytes_on_disk)} on disk)" if cost is not None and cost.bytes_on_disk else ""
+        told = f"{compact(weights)} weights{disk}, where the teacher has {compact(teachers)}."
+        yield Gain(what="smaller", times=teachers / weights, sentence=told)
     if costs is not None and cost is not None and cost.throughput:
-        told = f"It answers {cost.throughput:,.1f} rows a second ({costs.device})"
-        if other is not None and other.throughput:
-            faster = cost.throughput / other.throughput
-            told += f", {times(faster)} times as many as its teacher"
-        gains.append(f"{told}.")
+        before = other.throughput if other is not None else None
+        told = (
+            f"{cost.throughput:,.1f} rows a second ({costs.device}){f', the teacher {before:,.1f}' if before else ''}."
+        )
+        yield Gain(what="faster", times=cost.throughput / before if before else None, sentence=told)
     if cost is not None and cost.cost_per_1000 is not None:
-        told = f"1,000 of its answers cost {money(cost.cost_per_1000)}"
-        teachers_cost = other.cost_per_1000 if other is not None else None
-        if teachers_cost is None:
+        before = other.cost_per_1000 if other is not None else None
+        if before is None:
             answers = sum(one.figures.answers for one in asked)
             spent = sum(one.figures.cost_of_tokens for one in asked)
-            teachers_cost = 1000 * spent / answers if answers and spent else None
-        if teachers_cost is not None:
-            told += f", its teacher's {money(teachers_cost)}"
-            if cost.cost_per_1000 > 0:
-                cheaper = teachers_cost / cost.cost_per_1000
-                told += f": {times(cheaper)} times as much"
-        gains.append(f"{told}.")
-    return smaller, faster, cheaper, gains
+            before = 1000 * spent / answers if answers and spent else None
+        told = f"1,000 answers cost {money(cost.cost_per_1000)}{'' if before is None else f', the teacher’s {money(before)}'}."
+        times = before / cost.cost_per_1000 if before is not None and cost.cost_per_1000 > 0 else None
+        yield Gain(what="cheaper", times=times, sentence=told)
 
 
 def _teachers(sampled: Manifest | None) -> list[str]:
@@ -595,8 +580,25 @@ def _rationales(folder: Path | None) -> list[Told]:
     path = folder / RATIONALES if folder is not None else None
     if path is None or not path.is_file():
         return []
-    lines = (line for line in path.read_bytes().split(b"\n") if line)
-    return [Told(**msgspec.structs.asdict(_decoded(line, Wanted, path))) for line in lines]
+    rows: dict[tuple[str, str], Told] = {}
+    for one in outputs.read_file(path, Rationale):
+        if (one.eval_set, one.row) not in rows:
+            if len(rows) == SHOWN_RATIONALES:
+                continue
+            rows[one.eval_set, one.row] = Told(
+                eval_set=one.eval_set, row=one.row, input=one.input, gold=one.gold, said=[]
+            )
+        said = Said(
+            model=one.model,
+            label=one.label,
+            rationale=one.rationale,
+            finished=one.finished,
+            asked_again=one.asked_again,
+            label_after=one.label_after,
+            score=one.score,
+        )
+        rows[one.eval_set, one.row].said.append(said)
+    return list(rows.values())
 
 
 # Files

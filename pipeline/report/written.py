@@ -13,6 +13,13 @@ from typing import Final
 
 LONGEST_TEXT: Final = 1200  # characters of a text that are shown
 DASH: Final = "–"
+CHECKS: Final = (
+    ("stepdistill audit", "every file against its manifest, every training row back to a stored response"),
+    ("stepdistill audit --full", "and makes every row again from the stored responses"),
+    ("stepdistill audit FOLDER --key NAME.public.pem", "as a stranger, with the public key of who signed it"),
+    ("stepdistill trace ID", "one row, from its source to the shard and back"),
+)
+"""Commands with which a stranger checks a run, and what each looks at."""
 
 _UNSEEN = re.compile(  # C0 but tab and newline, DEL, C1; marks of direction; line and paragraph separators; what has no width; tags
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
