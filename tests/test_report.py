@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 from playwright.sync_api import Browser
+from typer.testing import CliRunner
 
 from pipeline import outputs
+from pipeline.cli import app
 from pipeline.files import InputError, RunError, canonical_json, plain
 from pipeline.metrics import Bin, Calibration, Comparison
 from pipeline.records import Drop, Example, Prompt
@@ -33,6 +35,7 @@ from pipeline.shift import measured as counted
 from pipeline.stages import STAGES
 from pipeline.usage import Facts, Figures
 from tests.browser import DESKTOP, PHONE, chromium, faults, opened, too_wide
+from tests.conftest import write_project
 from tests.fabricated import HOSTILE, LABELS, TEXTS, costs, curves, fabricate, finish, measured, verdicts
 from tests.rows import example
 
@@ -334,6 +337,25 @@ def test_what_an_audit_says_is_what_the_command_says(tmp_path: Path) -> None:
     page = squeezed(read(build(run, audit=found)).text)
     assert f"audit: {found.findings:,} findings" in page
     assert plain(found.shown[0]) in page
+
+
+def test_the_command_writes_what_was_asked_for_and_audits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_project(tmp_path).parent)
+    run = fabricate(Path("runs/small"))
+    fabricate(Path("runs/other"), evaluated=False)
+    started = CliRunner().invoke(app, ["report", "--compare", "runs/other"])
+    assert (started.exit_code, started.output.splitlines()[-1]) == (0, "report: runs/small/report/index.html")
+    assert re.match(r"audit: [\d,]+ findings; `stepdistill audit` names them", started.output)
+    found = Report.model_validate_json((run / "report" / "report.json").read_bytes())
+    assert found.audit is not None
+    assert found.side_by_side is not None
+    assert found.side_by_side.runs == ["small", "other"]
+    quiet = CliRunner().invoke(app, ["report", "--format", "json, markdown", "--out", "told", "--no-audit"])
+    assert (quiet.exit_code, quiet.output) == (0, "report: told/report.md\n")
+    assert sorted(path.name for path in Path("told").iterdir()) == ["report.json", "report.md"]
+    assert Report.model_validate_json(Path("told/report.json").read_bytes()).audit is None
+    refused = CliRunner().invoke(app, ["report", "--format", "pdf", "--no-audit"])
+    assert isinstance(refused.exception, InputError)
 
 
 # Nothing runs

@@ -126,12 +126,12 @@ def run(
         _dry_run(loaded, stages, settings or [], processes, command, as_json=as_json)
         return
     outcomes = run_stages(loaded, stages or None, start=start, until=until, force=force, processes=processes)
-    report_page = loaded.run / "report" / "index.html"
-    if any(outcome.ran for outcome in outcomes) or not report_page.is_file():
-        report_page = page.build(loaded.run, loaded.task.name)
     evaluated = any(outcome.stage == "evaluate" for outcome in outcomes)
     figures = results.metrics(loaded.run) if evaluated else None
     verdicts = results.verdicts(loaded) if evaluated else []
+    report_page = loaded.run / "report" / "index.html"
+    if any(outcome.ran for outcome in outcomes) or not report_page.is_file():
+        report_page = page.build(loaded.run, loaded.task.name, gates=verdicts)
     sampled = [outcome for outcome in outcomes if outcome.stage == "sample" and outcome.ran]
     asked = results.sampling(sampled[0].folder) if sampled else {}
     if as_json:
@@ -445,13 +445,45 @@ def predict(
 
 
 @app.command()
-def report(config: ConfigOption = DEFAULT) -> None:
-    """(Re)build the page of the run."""
+def report(
+    config: ConfigOption = DEFAULT,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--compare", help="a run folder to put beside it; repeatable", metavar="RUN")
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="html, markdown, json; several with commas", metavar="F,F")
+    ] = "html,markdown,json",
+    out: Annotated[
+        Path | None, typer.Option(help="the folder to write to; by default report/ in the run", metavar="DIR")
+    ] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit/--no-audit", help="audit the run first and tell the verdict; reads every file")
+    ] = True,
+) -> None:
+    """(Re)build the page of the run, with other runs beside it if wanted."""
     from pipeline import report as page
+    from pipeline import results
     from pipeline.config import load
+    from pipeline.files import RunError
 
     loaded = load(config)
-    print(f"report: {page.build(loaded.run, loaded.task.name)}")
+    try:
+        gates = results.verdicts(loaded) if "evaluate" in loaded.stages else []
+    except RunError:  # figures of an earlier version: the page says so; damaged ones stop it below
+        gates = []
+    verdict = page.audited(loaded.run) if audit else None
+    built = page.build(
+        loaded.run,
+        loaded.task.name,
+        compare=compare or (),
+        gates=gates,
+        audit=verdict,
+        formats=[name.strip() for name in formats.split(",") if name.strip()],
+        out=out,
+    )
+    if verdict is not None and not verdict.whole:
+        print(f"audit: {verdict.findings:,} findings; `stepdistill audit` names them")
+    print(f"report: {built}")
 
 
 def _dry_run(
