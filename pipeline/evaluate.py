@@ -179,10 +179,12 @@ def evaluate(
         teachers, agreement = _ask_teachers(rows, sample, parse, job.responses, how, chosen)
         said += _timed_teachers(teachers, rows, sample, latency)
     sources = {name: trained / name for name in ("student", "baseline") if (trained / name).is_dir()} if trained else {}
-    with open_store(job.responses.parent / answering.FOLDER) as store:
-        for name, source in {**sources, **models}.items():
-            kept = _validation_rows(shards, targets, temperature_rows) if shards is not None else []
-            said.append(_ask_student(name, str(source), rows, how, chosen, kept, store))
+    if students := {**sources, **models}:
+        kept = _validation_rows(shards, targets, temperature_rows) if shards is not None else []
+        with open_store(job.responses.parent / answering.FOLDER) as store:
+            said += [
+                _ask_student(name, str(source), rows, how, chosen, kept, store) for name, source in students.items()
+            ]
     if judge is not None and chosen:
         said = _judged(said, judge, job.responses)
     if training:
