@@ -42,6 +42,7 @@ UNPROVEN: Final = {
     "the student's weights and other files, train's metrics.jsonl": "what came of a training; that it ran on these rows is only said",
     "evaluate's rationales.jsonl": "what a student wrote when it was asked why",
     "revoked.jsonl where it was emptied or deleted": "in no manifest; what results in force know of it is noted",
+    "marks.jsonl": "what a reader thought of rows; what a filter made of it is in that stage's key and drops",
     "report, index, damaged": "pages and tables made of results, and what repair moved away; in no manifest, and nothing is made of them",
     "results.md, failures.jsonl and plots of sweeps": "views of results.jsonl, which is held against the results that it names",
     "names, tokens and log-probabilities in the response store that no row repeats": "the store is in no manifest and under no signature",
