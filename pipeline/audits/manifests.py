@@ -43,6 +43,7 @@ UNPROVEN: Final = {
     "evaluate's rows.jsonl, rationales.jsonl, validation.jsonl, safety.jsonl": "what is known of a row, and what models wrote and how sure "
     "they were; figures are held against them",
     "revoked.jsonl where it was emptied or deleted": "in no manifest; what results in force know of it is noted",
+    "marks.jsonl": "what a reader thought of rows; what a filter made of it is in that stage's key and drops",
     "report, index, damaged": "pages and tables made of results, and what repair moved away; in no manifest, and nothing is made of them",
     "results.md, failures.jsonl and plots of sweeps": "views of results.jsonl, which is held against the results that it names",
     "names, tokens and log-probabilities in the response store that no row repeats": "the store is in no manifest and under no signature",

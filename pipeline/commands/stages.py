@@ -235,6 +235,37 @@ def status(config: ConfigOption = DEFAULT, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def view(
+    config: ConfigOption = DEFAULT,
+    path: Annotated[Path | None, typer.Option("--run", help="a run folder; by default the one of stages.yaml")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="by default 8377, or any that is free; 0: any that is free")
+    ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="only print the address")] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="write the marks to this file as JSONL, '-': print them; serve nothing", metavar="FILE"),
+    ] = None,
+) -> None:
+    """Serve the run's rows on localhost: browse, search, follow a row, mark it good or bad. Ctrl-C ends it."""
+    from pipeline import marks
+    from pipeline.config import load
+    from pipeline.files import atomic
+    from pipeline.viewer.app import serve
+
+    run = path if path is not None else load(config).run
+    if export is None:
+        serve(run, port=port, browser=not no_browser)
+        return
+    lines = marks.lines(marks.read(run / marks.FILE).values())
+    if str(export) == "-":
+        print(lines.decode(), end="")
+    else:
+        with atomic(export) as file:
+            file.write(lines)
+
+
+@app.command()
 def show(
     stage: str,
     config: ConfigOption = DEFAULT,
