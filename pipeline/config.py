@@ -251,6 +251,7 @@ def _bind_stages(
         if settings is False:
             if not stage.optional:
                 raise Problem(("stages", name), "this stage cannot be switched off")
+            values[f"stages.{name}"] = None
             return
         bound[name] = bind(stage.settings, settings, lookup=lookup, folder=folder, where=("stages", name))
         if name not in revoked:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from pipeline.explore import DryRun, Suspects
+    from pipeline.gates import Verdict
+    from pipeline.metrics import Metrics
     from pipeline.preview import Piece, Preview
     from pipeline.resample import Report
     from pipeline.results import Allowance, Estimate
@@ -310,7 +312,7 @@ def resampled(report: "Report") -> None:
         table(("row", "label", "label now", "text", "text now"), rows)
 
 
-BAR, INTERVAL = 10, 14  # characters of bars in tables: what a run ends with fits into 80 columns
+BAR, INTERVAL = 10, 12  # characters of bars in tables: what a run ends with fits into 80 columns
 
 
 def summary(outcomes: Iterable["Outcome"]) -> None:
@@ -423,30 +425,45 @@ def asked(teachers: dict[str, dict[str, Any]]) -> None:
         table(header, rows, right=(1, 2, 4, 5, 6, 7))
 
 
-def models(figures: dict[str, Any], speeds: dict[str, float]) -> None:
-    """A table of models for each eval set, each accuracy with its interval, and what comparing them in pairs came to."""
+def models(figures: "Metrics", speeds: dict[str, float]) -> None:
+    """A table of models for each eval set, each accuracy with its interval, which is drawn on a terminal."""
     from pipeline import bars
-    from pipeline.files import plain
 
     drawn = bars.marks()
-    for name, eval_set in figures["eval_sets"].items():
+    for name, eval_set in figures.eval_sets.items():
         rows: list[tuple[Cell, ...]] = []
-        for model, found in eval_set["models"].items():
-            low, high = found["accuracy_interval"]
-            macro = "" if found.get("macro_f1") is None else f"{found['macro_f1']:.3f}"
-            size = f"{found['parameters'] / 1e6:,.0f} M" if found.get("parameters") else ""
-            accuracy = f"{found['accuracy']:.1%} [{low * 100:.1f}, {high * 100:.1f}]"
+        for model, found in eval_set.models.items():
+            low, high = found.accuracy_interval
+            accuracy = f"{found.accuracy:.1%} [{low * 100:.1f}, {high * 100:.1f}]"
             bar: tuple[Cell, ...] = ()
             if drawn is not None:
-                bar = (coloured(bars.interval(low, found["accuracy"], high, INTERVAL, drawn), "cyan"),)
+                bar = (coloured(bars.interval(low, found.accuracy, high, INTERVAL, drawn), "cyan"),)
+            macro = "" if found.macro_f1 is None else f"{found.macro_f1:.3f}"
+            error = "" if found.calibration is None else f"{found.calibration.ece:.3f}"
             speed = f"{speeds[model]:,.1f}" if model in speeds else ""
-            rows.append((model, accuracy, *bar, macro, speed, size, f"{found['rows']:,}"))
-        scale = () if drawn is None else (f"{'0':<{INTERVAL - 1}}1",)
-        header = (f"on {name}", "accuracy [95%]", *scale, "macro-F1", "rows/s", "size", "rows")
-        table(header, rows, right=tuple(range(len(header) - 4, len(header))), whole=tuple(range(1, len(header))))
-        for one in eval_set.get("comparisons", []):
-            if one.get("sentence"):
-                print(plain(one["sentence"], 1000))
+            size = f"{found.parameters / 1e6:,.0f} M" if found.parameters else ""
+            rows.append((model, accuracy, *bar, macro, error, speed, size, f"{found.rows:,}"))
+        scale = ("macro-F1",) if drawn is None else (f"{'0':<{INTERVAL - 1}}1", "macro\nF1")
+        header = (f"on {name}", "accuracy [95%]", *scale, "ECE", "rows/s", "size", "rows")
+        count = len(header)
+        table(header, rows, right=tuple(range(count - 5, count)), whole=tuple(range(1, count)))
+
+
+def compared(figures: "Metrics") -> None:
+    """What can be said of one model beside another, in a sentence each."""
+    from pipeline.files import plain
+    from pipeline.measure import comparisons
+
+    for name, one in comparisons(figures):
+        print(f"{plain(name)}: {plain(one.sentence, 400)}")
+
+
+def gates(verdicts: "list[Verdict]") -> None:
+    """A line for each gate."""
+    from pipeline.files import plain
+
+    for verdict in verdicts:
+        print(f"gate: {plain(verdict.told(), 300)}")
 
 
 def planned_sweep(name: str, points: "list[Planned]") -> None:

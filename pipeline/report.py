@@ -27,8 +27,10 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from pipeline import outputs, shift, usage
-from pipeline.evaluate import METRICS, RATIONALES, SPEEDS, Comparison, Interval, Metrics, Rationale, Speeds
+from pipeline.evaluate import SPEEDS
 from pipeline.files import RunError, atomic, plain, read_jsonl
+from pipeline.measure import METRICS, RATIONALES
+from pipeline.metrics import Comparison, Costs, Interval, Metrics, Rationale
 from pipeline.records import Drop, Example, Manifest, Prompt, Record, Row
 from pipeline.shift import Shift, Spread, Value
 from pipeline.stages import STAGES
@@ -524,9 +526,9 @@ def _metrics(folder: Path | None) -> Metrics | None:
     return _read(folder / METRICS, Metrics) if folder is not None else None
 
 
-def _speeds(folder: Path | None) -> Speeds | None:
+def _speeds(folder: Path | None) -> Costs | None:
     path = folder / SPEEDS if folder is not None else None
-    return _read(path, Speeds) if path is not None and path.is_file() else None
+    return _read(path, Costs) if path is not None and path.is_file() else None
 
 
 def _read(path: Path, record: type[R]) -> R:

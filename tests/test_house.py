@@ -14,7 +14,8 @@ embedded terms prompts responses lineage revocations teachers
 differences bars
 spending usage sources shots requests workers asking
 ingest sample parse dedup decontaminate judge filters quality shard cards balance
-losses packing cut formats student adapters generate model_folder encoding trainer fit launch train preview training_process metrics evaluate stages
+losses packing cut formats student adapters generate model_folder encoding trainer fit launch train preview training_process
+metrics scores intervals calibration scoring cost faithfulness answering nearest gates eval_rows measure evaluate stages
 config provenance runner sweep_plot sweeps envelopes student_signatures exports export audits audit signing proofs
 damaged response_repair repair push trace revoke resample results recordings report explore predict project printed
 compare printed_compare
@@ -46,6 +47,8 @@ HEAVY = {
     "sentence_transformers",
     "peft",
     "bitsandbytes",
+    "rouge_score",
+    "sacrebleu",
 }
 USED_THERE = {
     "trainer.py",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from pipeline import environment, evaluate, outputs, requests, sample, shift, sources
+from pipeline import environment, measure, outputs, requests, sample, shift, sources
 from pipeline.audits import Audited, Finding, Result, settings
 from pipeline.binding import Problem
 from pipeline.files import InputError, RunError, canonical_json, digest, plain, strict_json
@@ -167,7 +167,7 @@ BESIDE: Final[Mapping[str, tuple[str, ...]]] = {
     "sample": (sample.TEMPLATES, sample.SHOTS),
     "judge": (sample.TEMPLATES, sample.SHOTS),
     "train": ("metrics.jsonl",),
-    "evaluate": (evaluate.METRICS, evaluate.RATIONALES),
+    "evaluate": measure.FILES,
 }
 """What stages write beside their rows; train the models' folders, too."""
 RUNS_CODE: Final = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".py", ".so")  # where a model is loaded

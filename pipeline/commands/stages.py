@@ -129,7 +129,9 @@ def run(
     report_page = loaded.run / "report" / "index.html"
     if any(outcome.ran for outcome in outcomes) or not report_page.is_file():
         report_page = page.build(loaded.run, loaded.task.name)
-    figures = results.metrics(loaded.run) if any(outcome.stage == "evaluate" for outcome in outcomes) else None
+    evaluated = any(outcome.stage == "evaluate" for outcome in outcomes)
+    figures = results.metrics(loaded.run) if evaluated else None
+    verdicts = results.verdicts(loaded) if evaluated else []
     sampled = [outcome for outcome in outcomes if outcome.stage == "sample" and outcome.ran]
     asked = results.sampling(sampled[0].folder) if sampled else {}
     if as_json:
@@ -143,13 +145,25 @@ def run(
             }
             for outcome in outcomes
         ]
-        printed.as_json({"stages": rows, "teachers": asked, "models": figures, "report": str(report_page)})
-        return
-    printed.summary(outcomes)
-    printed.asked(asked)
-    if figures is not None:
-        printed.models(figures, results.speeds(loaded.run))
-    print(f"report: {report_page}")
+        printed.as_json(
+            {
+                "stages": rows,
+                "teachers": asked,
+                "models": figures and figures.model_dump(mode="json"),
+                "gates": [verdict.model_dump() for verdict in verdicts],
+                "report": str(report_page),
+            }
+        )
+    else:
+        printed.summary(outcomes)
+        printed.asked(asked)
+        if figures is not None:
+            printed.models(figures, results.throughputs(results.costs(loaded.run)))
+            printed.compared(figures)
+        printed.gates(verdicts)
+        print(f"report: {report_page}")
+    if not all(verdict.passed for verdict in verdicts):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -326,26 +340,54 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option(help="a checkpoint folder of a student")],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="a checkpoint folder, a Hub name or 'embedded'; several are compared on the same rows",
+            metavar="[NAME=]MODEL",
+        ),
+    ],
     data: Annotated[
         Path | None, typer.Option(help="rows with true labels; by default the eval sets of stages.yaml")
     ] = None,
     config: ConfigOption = DEFAULT,
+    backend: Annotated[
+        str | None, typer.Option(help="transformers or vllm; by default that of stages.evaluate")
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gate",
+            help="what the first model must reach, or the exit code is 1: 'accuracy >= 0.7'; by default stages.evaluate.gates",
+            metavar="CONDITION",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure any model on the task's eval sets, or on a file of the same shape."""
+    """Measure any models on the task's eval sets, or on a file of the same shape."""
+    from pipeline import gates, results
     from pipeline.config import load
     from pipeline.project import evaluate_alone
 
-    found = evaluate_alone(load(config), model, data)
+    loaded = load(config)
+    wanted = gates.read(gate) if gate else gates.among(loaded.stages.get("evaluate", {}).get("gates", {}), model)
+    found, costs = evaluate_alone(loaded, model, data, backend=backend)
+    first = next(iter(next(iter(found.eval_sets.values())).models))
+    verdicts = gates.judge(found, wanted, first)
     if as_json:
-        printed.as_json(found)
-        return
-    for figures in found:
-        rows = {figures["model"]: figures}
-        printed.models(
-            {"eval_sets": {figures["eval_set"]: {"models": rows}}}, {figures["model"]: figures["examples_per_second"]}
+        printed.as_json(
+            {
+                **found.model_dump(mode="json"),
+                "costs": costs.model_dump(mode="json"),
+                "gates": [verdict.model_dump() for verdict in verdicts],
+            }
         )
+    else:
+        printed.models(found, results.throughputs(costs))
+        printed.compared(found)
+        printed.gates(verdicts)
+    if not all(verdict.passed for verdict in verdicts):
+        raise typer.Exit(1)
 
 
 @app.command()
