@@ -21,9 +21,11 @@ from typing import Any
 
 import xxhash
 
-from pipeline import evaluate, outputs
+from pipeline import intervals, outputs
 from pipeline.differences import ABSENT, Difference, differences
 from pipeline.files import InputError, RunError, digest, plain, strict_json
+from pipeline.measure import METRICS
+from pipeline.metrics import Comparison
 from pipeline.records import Counts, Drop, Example, Manifest, Prediction
 from pipeline.report import out_of_date, unread
 from pipeline.stages import STAGES
@@ -97,27 +99,13 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Paired:
-    """One model of either side on the eval rows that both have: the second's accuracy minus the first's, with its 95% interval."""
-
-    model: str
-    rows: int
-    first: float
-    second: float
-    difference: float
-    interval: tuple[float, float]
-    only_first: int
-    only_second: int
-    sentence: str
-
-
-@dataclass(frozen=True)
 class EvalSetCompared:
-    """The models' figures on one eval set, and those that can be compared row by row."""
+    """The models' figures on one eval set, and each model now beside itself before, on the ``paired_rows`` that both have."""
 
     eval_set: str
     figures: list[Figure]
-    paired: list[Paired]
+    paired_rows: dict[str, int]
+    paired: dict[str, Comparison]
     note: str | None
 
 
@@ -140,7 +128,10 @@ class Compared:
 
     def plain(self) -> dict[str, Any]:
         """As JSON's own types."""
-        return asdict(self)
+        found = asdict(self)
+        for one, written in zip(self.eval_sets, found["eval_sets"], strict=True):
+            written["paired"] = {model: told.model_dump(mode="json") for model, told in one.paired.items()}
+        return found
 
 
 @dataclass(frozen=True)
@@ -376,24 +367,24 @@ def _eval_sets(first: Path | None, second: Path | None, resamples: int) -> list[
                 pair = _figure(one[name].get(model), figure), _figure(other[name].get(model), figure)
                 if pair != (None, None):
                     figures.append(Figure(model, figure, *pair))
-        paired, alike = [], False
+        paired: dict[str, Comparison] = {}
+        rows: dict[str, int] = {}
         for model in models:
-            answers = said.get((name, model), {}), also.get((name, model), {})
-            alike = alike or bool(answers[0].keys() & answers[1].keys())
-            if (told := _paired(name, model, *answers, resamples)) is not None:
-                paired.append(told)
+            before, now = said.get((name, model), {}), also.get((name, model), {})
+            if both := [row for row in before if row in now]:
+                rows[model] = len(both)
+                right = [now[row] for row in both], [before[row] for row in both]
+                paired[model] = intervals.compare(f"{model} now", "before", *right, resamples=resamples)
         note = (
-            None
-            if alike
-            else "no eval row is in both, with the same input and true label: the figures are of other rows"
+            None if rows else "no eval row is in both with the same input and true label: the figures are of other rows"
         )
-        found.append(EvalSetCompared(name, figures, paired, note))
+        found.append(EvalSetCompared(name, figures, rows, paired, note))
     return found
 
 
 def _metrics(folder: Path) -> dict[str, dict[str, Any]]:
     """Eval set -> model -> figures, as metrics.json holds them, whatever else it holds."""
-    path = folder / evaluate.METRICS
+    path = folder / METRICS
     try:
         found = strict_json(path.read_bytes())["eval_sets"]
         return {name: dict(measured["models"]) for name, measured in found.items()}
@@ -416,38 +407,3 @@ def _answers(folder: Path) -> dict[tuple[str, str], dict[str, bool]]:
     for row in outputs.read(folder, Prediction):
         found.setdefault((row.eval_set, row.model), {})[digest([row.row, row.input, row.gold])] = row.correct
     return found
-
-
-def _paired(
-    eval_set: str, model: str, first: Mapping[str, bool], second: Mapping[str, bool], resamples: int
-) -> Paired | None:
-    """One model's verdicts on the rows that both sides have, held against each other; None where there are none."""
-    rows = [row for row in first if row in second]
-    if not rows:
-        return None
-    before, after = [first[row] for row in rows], [second[row] for row in rows]
-    difference, interval = evaluate.paired_difference(after, before, resamples=resamples)
-    only_first = sum(one and not other for one, other in zip(before, after, strict=True))
-    only_second = sum(other and not one for one, other in zip(before, after, strict=True))
-    of = f"{model} on {eval_set}, the same {len(rows):,} rows"
-    shares = f"{sum(before) / len(rows):.1%} before, {sum(after) / len(rows):.1%} now"
-    if not only_first and not only_second:
-        sentence = f"{of}: {shares}; right and wrong on the same rows"
-    else:
-        low, high = interval
-        shown = "a difference is shown" if low > 0 or high < 0 else "no difference is shown"
-        sentence = (
-            f"{of}: {shares}, {difference * 100:+.1f} points [{low * 100:+.1f}, {high * 100:+.1f}]: {shown}; "
-            f"{only_second:,} rows are right only now, {only_first:,} were only before"
-        )
-    return Paired(
-        model=model,
-        rows=len(rows),
-        first=sum(before) / len(rows),
-        second=sum(after) / len(rows),
-        difference=difference,
-        interval=interval,
-        only_first=only_first,
-        only_second=only_second,
-        sentence=sentence,
-    )

@@ -513,7 +513,7 @@ def table(
     right: tuple[int, ...] = (),
     whole: tuple[int, ...] = (),
 ) -> None:
-    """A table, its texts free of control characters; the columns numbered in ``right`` are aligned there, those in ``whole`` never folded."""
+    """A table, its texts free of control characters; columns numbered in ``right`` are aligned there, those in ``whole`` never folded."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

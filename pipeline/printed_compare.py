@@ -112,8 +112,10 @@ def _models(found: "Compared") -> None:
         ]
         if rows:
             table((f"on {one.eval_set}", "figure", "before", "now", "difference"), rows, right=(2, 3, 4))
-        for paired in one.paired:
-            print(plain(paired.sentence, 1000))
+        for model, paired in one.paired.items():
+            same = not paired.only_first and not paired.only_second
+            said = f"{model}: right and wrong on the same rows" if same else paired.sentence
+            print(plain(f"{one.eval_set}, {one.paired_rows[model]:,} rows of both: {said}", 1000))
         if one.note is not None:
             print(f"{plain(one.eval_set)}: {one.note}")
 

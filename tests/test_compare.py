@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pipeline import compare as comparing
-from pipeline import evaluate, outputs, runner
+from pipeline import outputs, runner
 from pipeline.cli import app
 from pipeline.compare import compare
 from pipeline.differences import applied, differences
-from pipeline.files import InputError, RunError, canonical_json
+from pipeline.files import InputError, RunError, canonical_json, digest, write_json
+from pipeline.measure import METRICS
 from pipeline.printed_compare import compared
-from pipeline.records import Prediction
+from pipeline.records import Counts, Manifest, Prediction, features
 from tests.conftest import write_jsonl, write_project
-from tests.test_report import finish
+from tests.rows import MADE_BY
 
 LEAVES = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.5, 1.0, "a", "b"])
 VALUES = st.recursive(
@@ -166,8 +167,30 @@ def predictions(right: dict[str, list[bool]], text: str = "x") -> list[Predictio
 def measured(run: Path, right: dict[str, list[bool]], text: str = "x", **more: Any) -> Path:
     """A run of which only the evaluation is there."""
     models = {model: {"accuracy": sum(one) / len(one), "macro_f1": None, **more} for model, one in right.items()}
-    written = json.dumps({"eval_sets": {"test": {"models": models}}}).encode()
-    finish(run, "evaluate", predictions(right, text), extra={evaluate.METRICS: written})
+    rows = predictions(right, text)
+    folder = run / "evaluate" / digest([row.plain() for row in rows])
+    folder.mkdir(parents=True)
+    write_json(folder / METRICS, {"eval_sets": {"test": {"models": models}}})
+    writer = outputs.RowWriter(folder, "part", 1000)
+    for row in rows:
+        writer.write(row.line())
+    counts = Counts(unit="predictions", rows_in=len(rows), kept=len(rows), dropped=0, reasons={}, rows_out=len(rows))
+    manifest = Manifest(
+        stage="evaluate",
+        version=1,
+        key=folder.name,
+        settings={},
+        parents={},
+        identities={},
+        counts=counts,
+        outputs=writer.close(),
+        features=features(Prediction),
+        details={},
+        digest="0" * 64,
+        **MADE_BY,
+    )
+    outputs.write_manifest(folder, manifest.model_copy(update={"digest": outputs.manifest_digest(manifest)}))
+    outputs.point(run, "evaluate", folder.name)
     return run
 
 
@@ -186,19 +209,19 @@ def test_figures_are_compared_and_answers_row_by_row(tmp_path: Path) -> None:
     assert told["student", "calibration.ece"] == (None, 0.1)
     assert told["nearest", "accuracy"] == (1.0, None)
     assert ("student", "macro_f1") not in told
-    [paired] = found.paired
-    assert (paired.model, paired.rows, paired.only_first, paired.only_second) == ("student", 40, 0, 16)
+    assert found.paired_rows == {"student": 40}
+    paired = found.paired["student"]
+    assert (paired.only_first, paired.only_second) == (16, 0)  # the first is what there is now
     assert paired.difference == pytest.approx(0.4)
     assert paired.interval[0] > 0
-    assert "+40.0 points" in paired.sentence
-    assert "a difference is shown" in paired.sentence
+    assert paired.sentence.endswith("the difference is shown")
 
 
 def test_other_eval_rows_are_never_paired(tmp_path: Path) -> None:
     first = measured(tmp_path / "a", {"student": [True, False]})
     second = measured(tmp_path / "b", {"student": [True, True]}, text="another text under the same id")
     [found] = compare(first, second).eval_sets
-    assert found.paired == []
+    assert found.paired == {}
     assert found.note is not None
 
 
@@ -208,7 +231,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, two: tuple[Path, Path]) -> No
     evaluation = measured(tmp_path / "a", {"student": [True]})
     with pytest.raises(InputError, match="evaluate has no result there"):
         compare(next((evaluation / "evaluate").glob("*/")), two[0])
-    (next((evaluation / "evaluate").glob("*/")) / evaluate.METRICS).write_text("[]")
+    (next((evaluation / "evaluate").glob("*/")) / METRICS).write_text("[]")
     with pytest.raises(RunError, match=r"metrics\.json"):
         compare(evaluation, evaluation)
 
@@ -219,9 +242,9 @@ def test_the_command_prints_no_control_character(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["compare", str(first), str(second)])
     assert done.exit_code == 0
     assert "\x1b" not in done.output
-    assert "50.0% before, 100.0% now" in done.output
+    assert "100.0%" in done.output
     found = json.loads(CliRunner().invoke(app, ["compare", str(first), str(second), "--json"]).output)
-    assert found["eval_sets"][0]["paired"][0]["only_second"] == 1
+    assert found["eval_sets"][0]["paired_rows"] == {"student\x1b[31m": 2}
     assert comparing.compare(first, second).plain() | {"eval_sets": []} == json.loads(json.dumps(found)) | {
         "eval_sets": []
     }
