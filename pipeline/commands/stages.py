@@ -294,6 +294,20 @@ def show(
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or the folder of one result in it")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="the other one")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print what changed between two runs: settings, inputs, code, rows and figures."""
+    from pipeline import printed_compare
+    from pipeline.compare import compare as between
+
+    found = between(first, second)
+    printed.as_json(found.plain()) if as_json else printed_compare.compared(found)
+
+
+@app.command()
 def suspects(
     stage: Annotated[
         str | None,
