@@ -127,11 +127,11 @@ def run(
         return
     outcomes = run_stages(loaded, stages or None, start=start, until=until, force=force, processes=processes)
     report_page = loaded.run / "report" / "index.html"
-    if any(outcome.ran for outcome in outcomes) or not report_page.is_file():
-        report_page = page.build(loaded.run, loaded.task.name)
     evaluated = any(outcome.stage == "evaluate" for outcome in outcomes)
     figures = results.metrics(loaded.run) if evaluated else None
     verdicts = results.verdicts(loaded) if evaluated else []
+    if any(outcome.ran for outcome in outcomes) or not report_page.is_file():
+        report_page = page.build(loaded.run, loaded.task.name, gates=verdicts)
     sampled = [outcome for outcome in outcomes if outcome.stage == "sample" and outcome.ran]
     asked = results.sampling(sampled[0].folder) if sampled else {}
     if as_json:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from pipeline.files import InputError, atomic
+from pipeline.gates import Verdict as Gate
 from pipeline.report import beside, html, markdown, view
-from pipeline.report.shape import Gate, Report, Verdict
+from pipeline.report.shape import Report, Verdict
 
 Format = Literal["html", "markdown", "json"]
 FILES: Final[dict[str, str]] = {"html": "index.html", "markdown": "report.md", "json": "report.json"}

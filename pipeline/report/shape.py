@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from pipeline.gates import Verdict as Gate
 from pipeline.metrics import Costs, Interval, Metrics
 from pipeline.records import Record, Source
 from pipeline.report.marks import Piece
@@ -212,15 +213,6 @@ class Swept(Record):
     trainings: int
     curves: list[Curve]
     note: str = Field(description="what the intervals are")
-
-
-class Gate(Record):
-    """A condition that the run must meet, as the settings have it now. ``passed`` is None where the figure is not there."""
-
-    name: str
-    condition: str
-    value: float | None
-    passed: bool | None
 
 
 class Verdict(Record):

@@ -12,13 +12,13 @@ from typing import Final
 from markupsafe import Markup
 
 from pipeline import shift
+from pipeline.gates import Verdict as Gate
 from pipeline.metrics import Calibration, Contamination, Costs, ModelMetrics, Safety, SetMetrics, Share
 from pipeline.report import charts
 from pipeline.report.shape import (
     Asked,
     Chart,
     Contaminated,
-    Gate,
     Level,
     Report,
     SideBySide,
@@ -116,20 +116,20 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def gates(found: Sequence[Gate]) -> Table:
     """The conditions, and whether they are met."""
-    told = {True: "passed", False: "failed", None: "not measured"}
     rows = [
         Row(
             [
-                Cell(gate.name),
+                Cell(gate.gate),
+                Cell(gate.eval_set),
                 Cell(gate.condition),
-                Cell(DASH if gate.value is None else f"{gate.value:.4g}"),
-                Cell(told[gate.passed], strong=True),
+                Cell("not measured" if gate.value is None else f"{gate.value:.4g}"),
+                Cell("passed" if gate.passed else "failed", strong=True),
             ],
-            warned=gate.passed is not True,
+            warned=not gate.passed,
         )
         for gate in found
     ]
-    return Table("Gates", columns("gate", "<condition", "measured", "<verdict"), rows)
+    return Table("Gates", columns("gate", "<eval set", "<condition", "measured", "<verdict"), rows)
 
 
 # Rows

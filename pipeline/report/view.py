@@ -18,8 +18,10 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from pipeline import outputs, shift, sweeps, usage
-from pipeline.evaluate import METRICS, RATIONALES, SPEEDS
+from pipeline.evaluate import SPEEDS
 from pipeline.files import RunError, plain, read_jsonl
+from pipeline.gates import Verdict as Gate
+from pipeline.measure import METRICS, RATIONALES
 from pipeline.metrics import Costs, Metrics, ModelMetrics
 from pipeline.records import Drop, Example, Manifest, Prompt
 from pipeline.report import marks
@@ -32,7 +34,6 @@ from pipeline.report.shape import (
     Contaminated,
     Curve,
     DropGroup,
-    Gate,
     Headline,
     Kept,
     Level,
