@@ -10,7 +10,7 @@ of those with the highest probability. A row whose true label it lacks is wrong 
 
 Limits: ECE depends on the number of bins and, with few rows, is above 0 for a perfectly calibrated model too (about 0.1 for 100 rows in ten
 bins); compare it only between models on the same rows. A temperature changes no answer. It is fitted on rows that the training did not
-see, and is of little use with fewer than some hundred; where every row is right, it runs to its lower bound.
+see, and is of little use with fewer than some hundred; where every row is right, it runs towards its lower bound.
 """
 
 import math
@@ -183,5 +183,5 @@ def _checked(probabilities: Probabilities, golds: Sequence[str]) -> None:
 
 def _checked_row(row: Mapping[str, float]) -> None:
     total = math.fsum(row.values()) if row else math.nan
-    if not (total <= 1 + 1e-6 and min(row.values()) >= 0):
+    if not (total <= 1.001 and min(row.values()) >= 0):  # they may have been rounded
         raise ValueError(f"{dict(row)} holds no probabilities: at least one, none below 0, a sum of at most 1")

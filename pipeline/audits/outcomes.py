@@ -174,6 +174,7 @@ def _figures(
         parameters=sizes,
         majority=next(iter(majorities), None),
         compared=[name for name, one in told.eval_sets.items() if one.contamination is not None],
+        base=None if told.safety is None else told.safety.base,
     )
     again = measure.measure(evidence, measuring, facts)
     for name in sorted({*again.eval_sets, *told.eval_sets}):

@@ -126,10 +126,10 @@ def run(
         _dry_run(loaded, stages, settings or [], processes, command, as_json=as_json)
         return
     outcomes = run_stages(loaded, stages or None, start=start, until=until, force=force, processes=processes)
+    report_page = loaded.run / "report" / "index.html"
     evaluated = any(outcome.stage == "evaluate" for outcome in outcomes)
     figures = results.metrics(loaded.run) if evaluated else None
     verdicts = results.verdicts(loaded) if evaluated else []
-    report_page = loaded.run / "report" / "index.html"
     if any(outcome.ran for outcome in outcomes) or not report_page.is_file():
         report_page = page.build(loaded.run, loaded.task.name, gates=verdicts)
     sampled = [outcome for outcome in outcomes if outcome.stage == "sample" and outcome.ran]
@@ -235,6 +235,37 @@ def status(config: ConfigOption = DEFAULT, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def view(
+    config: ConfigOption = DEFAULT,
+    path: Annotated[Path | None, typer.Option("--run", help="a run folder; by default the one of stages.yaml")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="by default 8377, or any that is free; 0: any that is free")
+    ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="only print the address")] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="write the marks to this file as JSONL, '-': print them; serve nothing", metavar="FILE"),
+    ] = None,
+) -> None:
+    """Serve the run's rows on localhost: browse, search, follow a row, mark it good or bad. Ctrl-C ends it."""
+    from pipeline import marks
+    from pipeline.config import load
+    from pipeline.files import atomic
+    from pipeline.viewer.app import serve
+
+    run = path if path is not None else load(config).run
+    if export is None:
+        serve(run, port=port, browser=not no_browser)
+        return
+    lines = marks.lines(marks.read(run / marks.FILE).values())
+    if str(export) == "-":
+        print(lines.decode(), end="")
+    else:
+        with atomic(export) as file:
+            file.write(lines)
+
+
+@app.command()
 def show(
     stage: str,
     config: ConfigOption = DEFAULT,
@@ -260,6 +291,20 @@ def show(
         printed.fields(row)
     if not found:
         print(f"{stage}: no {'dropped' if dropped or reason else 'kept'} rows")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or the folder of one result in it")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="the other one")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print what changed between two runs: settings, inputs, code, rows and figures."""
+    from pipeline import printed_compare
+    from pipeline.compare import compare as between
+
+    found = between(first, second)
+    printed.as_json(found.plain()) if as_json else printed_compare.compared(found)
 
 
 @app.command()
