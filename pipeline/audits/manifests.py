@@ -92,6 +92,7 @@ def _stage(audited: Audited, result: Result) -> Iterator[str]:
     manifest, stage = result.manifest, STAGES[result.manifest.stage]
     if manifest.version != stage.version:
         yield f"version: {manifest.version} of {stage.name}; this code knows {stage.version}, and cannot check what another one wrote"
+        return
     if manifest.counts.unit != stage.unit:
         yield f"counts.unit: {stage.name} counts {stage.unit}"
     if manifest.features != features(stage.gives):
