@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 PROBES: Final = Path(__file__).with_name("probes.json")
 MOST_TOKENS: Final = 64  # of an answer to a probe; whether it declines is told at its beginning
 Kind = Literal["gender", "group"]
+KINDS: Final = ("harmful", "harmless", "bait")  # of probes
 
 
 class Probe(Record):
