@@ -416,7 +416,7 @@ def test_in_a_browser_the_page_is_quiet_whole_and_usable(
         assert too_wide(tab) == 0
         ground = tab.page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == dark
-        if name == "tame" or (width, dark) == (PHONE, False):
+        if name == "tame" and (width == PHONE) != dark:  # axe takes seconds
             assert faults(tab) == []
 
 
