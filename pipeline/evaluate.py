@@ -53,7 +53,7 @@ from pipeline.measure import Evidence, Facts, Measuring
 from pipeline.metrics import Cost, Costs, EvalRow, Metrics, Probed, Rationale, Validation
 from pipeline.outputs import Job, Totals, read
 from pipeline.parse import parse as parse_responses
-from pipeline.progress import bar, say_line
+from pipeline.progress import Advance, bar, say_line
 from pipeline.records import Drop, Example, Prediction, Response, Row, Target, TrainingRow
 from pipeline.requests import TEACHER, all_requests, resolve
 from pipeline.responses import Store, open_store
@@ -64,7 +64,7 @@ from pipeline.shard import said_label, student_prompt
 from pipeline.sources import EvalSet
 from pipeline.spending import cost as price_of
 from pipeline.student import EMBEDDED, StudentSettings
-from pipeline.teachers import TeacherSettings, Vllm, connect
+from pipeline.teachers import Request, Teacher, TeacherSettings, Vllm, connect
 from pipeline.teachers import identity as identity_of_teacher
 from pipeline.teachers import name as teacher_name
 from pipeline.teachers import name_of as teachers_name_of
@@ -643,13 +643,22 @@ def _timed_teachers(
             next(request for respondent, request in all_requests(asking, row.prompt) if respondent.name == name)
             for row in rows[:TIMED_REQUESTS]
         ]
-        with connect(settings, requests[0].sampling) as teacher:
-            latencies = latency_of(
-                lambda row, teacher=teacher, requests=requests: [*teacher(iter([requests[row]]))],  # type: ignore[misc]
-                min(alone, len(requests)),
-            )
+        count = min(alone, len(requests))
+        with (
+            connect(settings, requests[0].sampling) as teacher,
+            bar("evaluate teacher: time taken", 1 + count + len(requests)) as advance,
+        ):
+
+            def ask(some: Sequence[Request], teacher: Teacher = teacher, advance: Advance = advance) -> list[Any]:
+                said = []
+                for _, answer in teacher(iter(some)):
+                    said.append(answer)
+                    advance()
+                return said
+
+            latencies = latency_of(lambda row, requests=requests, ask=ask: ask([requests[row]]), count)  # type: ignore[misc]
             began = time.perf_counter()
-            answers = [answer for _, answer in teacher(iter(requests))]
+            answers = ask(requests)
             seconds = time.perf_counter() - began
         found = cost(
             rows=len(requests),

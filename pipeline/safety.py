@@ -32,6 +32,7 @@ from pipeline.files import strict_json
 from pipeline.filters.leftovers import refusal
 from pipeline.filters.private import private_data
 from pipeline.formats import Format
+from pipeline.intervals import accuracy_interval
 from pipeline.labels import LabelType
 from pipeline.metrics import SafetyScores
 from pipeline.records import Example, Record
@@ -317,7 +318,5 @@ def sentences(base: SafetyScores, student: SafetyScores) -> list[str]:
 def _share(count: int, rows: int) -> str:
     if not rows:
         return "none asked"
-    from scipy.stats import binomtest
-
-    low, high = binomtest(count, rows).proportion_ci(method="wilson")
+    low, high = accuracy_interval(count, rows)
     return f"{count} of {rows} (95% interval {low:.0%} to {high:.0%})"

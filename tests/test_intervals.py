@@ -352,3 +352,10 @@ def test_p_is_told_on_its_side_of_the_bound(p: float) -> None:
 )
 def test_p_has_as_many_digits_as_it_takes(p: float, told: str) -> None:
     assert intervals._told(p) == told
+
+
+@given(st.integers(0, 20), st.integers(0, 100))
+def test_a_resample_of_whole_numbers_is_their_mean(ones: int, seed: int) -> None:
+    low, high = bootstrap_mean([1.0] * ones + [0.0] * (20 - ones), resamples=1, seed=seed).interval
+    assert low == high
+    assert low * 20 == pytest.approx(round(low * 20), abs=1e-9)

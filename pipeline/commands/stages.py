@@ -401,10 +401,12 @@ def evaluate(
     from pipeline.project import evaluate_alone
 
     loaded = load(config)
-    wanted = gates.read(gate) if gate else gates.among(loaded.stages.get("evaluate", {}).get("gates", {}), model)
+    wanted = gates.read(gate or ())
     found, costs = evaluate_alone(loaded, model, data, backend=backend)
-    first = next(iter(next(iter(found.eval_sets.values())).models))
-    verdicts = gates.judge(found, wanted, first)
+    names = [*next(iter(found.eval_sets.values())).models]
+    if not wanted:
+        wanted = gates.among(loaded.stages.get("evaluate", {}).get("gates", {}), names)
+    verdicts = gates.judge(found, wanted, names[0])
     if as_json:
         printed.as_json(
             {
