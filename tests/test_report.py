@@ -772,6 +772,14 @@ def test_only_a_few_of_many_drops_are_shown_and_the_page_says_so(tmp_path: Path)
     assert len(re.findall(r"\bd\d+\b", page)) == 4
 
 
+def test_long_texts_are_compared_by_their_excerpts() -> None:
+    evidence = {"text": "the beginning … the end", "twin_text": "y" * 5000, "twin": "r0"}
+    row = view.shown_drop(Drop(id="r1", reason="near_duplicate", evidence=evidence), "word " * 1000)
+    assert row.pair is not None
+    assert [piece.text for piece in row.pair.own] == ["the beginning … the end"]
+    assert "".join(piece.text for piece in row.pair.other).endswith("… (cut here; 5,000 characters in all)")
+
+
 def test_long_texts_are_cut_and_say_so(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "long", [("long " * 1000 + str(n), "food", "short") for n in range(6)])
     assert "… (cut here; 5,001 characters in all)" in read(build(run)).text
