@@ -375,6 +375,12 @@ def summary(found: Metrics) -> dict[str, dict[str, str]]:
     }
 
 
+def in_order(models: Iterable[str]) -> list[str]:
+    """Teachers, the student, its baseline, further models, and what needs no training."""
+    kinds = ("teacher", "student", "baseline", "model", "nearest", "majority")
+    return sorted(models, key=lambda model: (kinds.index(kind_of(model)), model))
+
+
 def comparisons(found: Metrics) -> list[tuple[str, Comparison]]:
     """Every comparison with its eval set."""
     return [(name, one) for name, metrics in found.eval_sets.items() for one in metrics.comparisons]

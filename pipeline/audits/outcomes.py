@@ -33,6 +33,8 @@ from pipeline.stages import STAGES
 def check(audited: Audited) -> Iterator[Finding]:
     """Findings on scores, on rows that were trained on, and on predictions."""
     for result in audited.all if audited.full else ():
+        if result.manifest.version != STAGES[result.manifest.stage].version:
+            continue  # which the check of manifests says
         try:
             if result.folder.parent.name == "train":
                 yield from _trained(audited, result)
