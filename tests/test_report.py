@@ -79,6 +79,7 @@ PAYLOADS = (
     "\x9b2J\r overwritten \x08\x08\x08 \x00 \x7f \x0b \x0c",
     "\u202egnissecorp \u2066 \u2067 \u2069 \u200f \u200b \ufeff \U000e0041 \u2028 \u2029",
     "\ud800 alone",
+    "[1.5, 2](x) [1]: y [2][3] a < 3> 5 >= 4 <5>",
     "a" * 3000,
     "",
     "   ",
