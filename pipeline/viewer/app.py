@@ -130,7 +130,8 @@ def serve(run: Path, *, port: int | None, browser: bool) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for sent in (signal.SIGINT, signal.SIGTERM):  # also where a shell started it in the background, deaf to Ctrl-C
+        signal.signal(sent, stop)
     with suppress(KeyboardInterrupt), running(run, port=port) as address:
         sys.stdout.write(f"{plain(str(run))}: {address}  (Ctrl-C ends it)\n")
         sys.stdout.flush()
@@ -337,7 +338,7 @@ def _pages(viewer: Viewer) -> "Starlette":
         given = {"content-disposition": 'attachment; filename="marks.jsonl"'}
         return Answer(marks.lines(viewer.marks().values()), media_type="application/jsonl", headers=given)
 
-    return Starlette(
+    pages = Starlette(
         routes=[
             Route("/", page(partial(_overview, viewer))),
             Route("/stage/{name}", page(partial(_stage, viewer))),
@@ -350,6 +351,8 @@ def _pages(viewer: Viewer) -> "Starlette":
         ],
         exception_handlers={HTTPException: failed, 500: failed},
     )
+    pages.router.redirect_slashes = False
+    return pages
 
 
 def _overview(viewer: Viewer, request: "Request") -> tuple[str, dict[str, Any]]:
@@ -410,7 +413,6 @@ def _stage(viewer: Viewer, request: "Request") -> tuple[str, dict[str, Any]]:
         "start": START,
         "first": None if filtered or not found.rows else rows.row_number(at, files),
         "back": back,
-        "previous": back[-1] if back else None,
         "row_of": lineage.row_of,
         "marks": viewer.marks(),
         "match": _match,
