@@ -292,7 +292,7 @@ def _pages(viewer: Viewer) -> "Starlette":
 
     templates = _environment(viewer)
 
-    def shown(template: str, status: int = 200, /, **values: Any) -> Answer:
+    def rendered(template: str, status: int = 200, /, **values: Any) -> Answer:
         manifests = values.pop("manifests", None)
         page = templates.get_template(f"{template}.jinja").render(
             manifests=viewer.manifests() if manifests is None else manifests, name=viewer.run.name, **values
@@ -300,17 +300,19 @@ def _pages(viewer: Viewer) -> "Starlette":
         return HTMLResponse(page, status)
 
     def told(status: int, title: str, problem: str) -> Answer:
-        return shown("error", status, manifests={}, title=title, problem=problem)
+        return rendered("error", status, manifests={}, title=title, problem=problem)
 
     def page(
-        make: Callable[[Request], tuple[str, dict[str, Any]] | str],
+        make: Callable[[Request], tuple[str, dict[str, Any]] | str | Answer],
     ) -> Callable[[Request], Answer]:
-        """An address whose function names a template and its values, or another address to go to."""
+        """An address whose function names a template and its values, or another address to go to, or answers itself."""
 
         def answer(request: Request) -> Answer:
             try:
                 made = make(request)
-                return RedirectResponse(made, 303) if isinstance(made, str) else shown(made[0], **made[1])
+                if isinstance(made, Answer):
+                    return made
+                return RedirectResponse(made, 303) if isinstance(made, str) else rendered(made[0], **made[1])
             except InputError as error:
                 return told(404, "Not found", str(error))
             except RunError as error:
@@ -345,7 +347,7 @@ def _pages(viewer: Viewer) -> "Starlette":
             Route("/row", page(partial(_row, viewer))),
             Route("/eval", page(partial(_eval_row, viewer))),
             Route("/marks", page(partial(_marks, viewer))),
-            Route("/marks.jsonl", download),
+            Route("/marks.jsonl", page(download)),
             Route("/mark", mark, methods=["POST"]),
             Route("/style.css", style),
         ],
@@ -617,7 +619,7 @@ def _visible(text: str) -> Markup:
 
 def short(value: object, find: str = "") -> Markup:
     """The beginning of a text, on a list."""
-    return shown(" ".join(str(value)[: 4 * SHORT].split(" ")), SHORT, find=find)
+    return shown(value, SHORT, find=find)
 
 
 def parted(text: str, spans: Mapping[str, tuple[int, int]]) -> Markup:
