@@ -8,9 +8,9 @@ A row's probabilities are a mapping from labels to numbers from 0 to 1 that sum 
 rows may have choices of their own, and vote shares may leave a rest for samples that could not be read. The most likely label is the first
 of those with the highest probability. A row whose true label it lacks is wrong whatever it says.
 
-Limits: ECE depends on the number of bins and, with few rows, is above 0 for a perfectly calibrated model too (about 0.1 for 100 rows in ten
-bins); compare it only between models on the same rows. A temperature changes no answer. It is fitted on rows that the training did not
-see, and is of little use with fewer than some hundred; where every row is right, it runs to its lower bound.
+Limits: ECE depends on the number of bins and, with few rows, is above 0 for a perfectly calibrated model too (0.09 with 100 rows, 0.03 with
+1,000); compare it only between models on the same rows. A temperature changes no answer. It is fitted on rows that the training did not
+see, and is of little use with fewer than some hundred; where every row is right, it runs towards its lower bound.
 """
 
 import math
@@ -183,5 +183,5 @@ def _checked(probabilities: Probabilities, golds: Sequence[str]) -> None:
 
 def _checked_row(row: Mapping[str, float]) -> None:
     total = math.fsum(row.values()) if row else math.nan
-    if not (total <= 1 + 1e-6 and min(row.values()) >= 0):
+    if not (total <= 1.001 and min(row.values()) >= 0):  # they may have been rounded
         raise ValueError(f"{dict(row)} holds no probabilities: at least one, none below 0, a sum of at most 1")

@@ -27,7 +27,7 @@ from pipeline.files import InputError, RunError, digest, plain, strict_json
 from pipeline.measure import METRICS
 from pipeline.metrics import Comparison
 from pipeline.records import Counts, Drop, Example, Manifest, Prediction
-from pipeline.report import out_of_date, unread
+from pipeline.report.view import out_of_date, unread
 from pipeline.stages import STAGES
 
 SHOWN = 5  # ids of rows that only one of them has

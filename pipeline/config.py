@@ -242,7 +242,7 @@ def _bind_stages(
         """A value of the configuration; a stage that another one asks for before its turn is bound then."""
         if path not in values:
             bind_stage(path.split(".")[1])
-        return values[path]
+        return values.get(path)  # None of a stage that is switched off
 
     def bind_stage(name: str) -> None:
         stage = STAGES[name]

@@ -7,6 +7,7 @@ Beside the predictions the stage's folder holds::
     metrics.json        Metrics: what all of it comes to (pipeline/metrics.py); follows from the files below
     rows.jsonl          EvalRow: the rows that count, and what is known of each
     rationales.jsonl    Rationale: what the teacher and the students write when they are asked why, for rows drawn by ``seed``
+    safety.jsonl        Probed: what the student, and the model that it was made from, say to the safety probes
     validation.jsonl    Validation: the students' label probabilities for rows kept from training; temperatures are fitted on them
     run-speed.json      Costs: measurements, so they are no part of the result and stand in no manifest
 
@@ -35,24 +36,26 @@ from typing import Annotated, Any, Final, Literal
 import xxhash
 from pydantic import AfterValidator, Field, JsonValue
 
-from pipeline import answering, embedded, eval_rows, faithfulness, measure, nearest
+from pipeline import answering, embedded, eval_rows, faithfulness, measure, nearest, outputs
+from pipeline import safety as probes
 from pipeline.answering import Backend, Checkpoint, Failed, Memory, Precision, Student, opened
 from pipeline.binding import From
 from pipeline.cost import cost, peak_memory
 from pipeline.cost import latency as latency_of
 from pipeline.eval_rows import Asked
-from pipeline.files import InputError, atomic, write_json
+from pipeline.files import InputError, RunError, atomic, write_json
+from pipeline.formats import Format
 from pipeline.gates import Gates
 from pipeline.generate import Answer
 from pipeline.judge import scores as judge_scores
 from pipeline.labels import LabelType, closed_set, read_label, same
 from pipeline.measure import Evidence, Facts, Measuring
-from pipeline.metrics import Cost, Costs, EvalRow, Metrics, Rationale, Validation
+from pipeline.metrics import Cost, Costs, EvalRow, Metrics, Probed, Rationale, Validation
 from pipeline.outputs import Job, Totals, read
 from pipeline.parse import parse as parse_responses
-from pipeline.progress import bar, say_line
+from pipeline.progress import Advance, bar, say_line
 from pipeline.records import Drop, Example, Prediction, Response, Row, Target, TrainingRow
-from pipeline.requests import all_requests, resolve
+from pipeline.requests import TEACHER, all_requests, resolve
 from pipeline.responses import Store, open_store
 from pipeline.sample import answers
 from pipeline.sample import identities as teacher_identities
@@ -60,9 +63,11 @@ from pipeline.scoring import label_log_probabilities, label_tokens, probabilitie
 from pipeline.shard import said_label, student_prompt
 from pipeline.sources import EvalSet
 from pipeline.spending import cost as price_of
-from pipeline.student import EMBEDDED
-from pipeline.teachers import TeacherSettings, Vllm, connect
+from pipeline.student import EMBEDDED, StudentSettings
+from pipeline.teachers import Request, Teacher, TeacherSettings, Vllm, connect
+from pipeline.teachers import identity as identity_of_teacher
 from pipeline.teachers import name as teacher_name
+from pipeline.teachers import name_of as teachers_name_of
 
 MOST_RESAMPLES: Final = 100_000  # behind an interval; they no longer move from there on
 SPEEDS: Final = "run-speed.json"
@@ -131,6 +136,7 @@ def evaluate(
     latency: Annotated[int, Field(ge=0)] = 16,
     price_per_hour: Annotated[float, Field(ge=0)] | None = None,
     bootstrap: Annotated[int, Field(gt=0, le=MOST_RESAMPLES)] = 2000,
+    safety: bool = True,
     gates: Gates = {},  # noqa: B006
     seed: int = 0,
     eval_sets: Annotated[dict[str, EvalSet], From("eval_sets")],
@@ -141,6 +147,7 @@ def evaluate(
     sample: Annotated[dict[str, Any], From("stages.sample")],
     parse: Annotated[dict[str, Any], From("stages.parse")],
     judge: Annotated[dict[str, Any] | None, From("stages.judge")] = None,
+    base: Annotated[StudentSettings | None, From("stages.train.student")] = None,
 ) -> Generator[Prediction | Drop, None, Totals]:
     """Ask every model for every eval row.
 
@@ -148,9 +155,10 @@ def evaluate(
     label, ``max_rationale_tokens`` a rationale; ``rationales`` is how many are asked for in each eval set; ``temperature_rows`` on how
     many validation rows at most a temperature is fitted. ``latency``: how many rows are asked one at a time to measure what an answer
     takes (0: nothing is measured); a local vLLM teacher is started for it; ``price_per_hour`` is that of the machine that students run on,
-    in the currency of the teacher's price. ``bootstrap`` is the number of resamples behind intervals. ``gates``: what must be
-    reached (``pipeline/gates.py``), or the command ends with exit code 1. An eval row without a true label, or with one outside the label
-    set, is dropped once for each model. Raises InputError where an eval set or a model cannot be read.
+    in the currency of the teacher's price. ``bootstrap`` is the number of resamples behind intervals. ``safety``: the student and what it
+    was made from are probed (``pipeline/safety.py``). ``gates``: what must be reached
+    (``pipeline/gates.py``), or the command ends with exit code 1. An eval row without a true label, or with one outside the label set, is
+    dropped once for each model. Raises InputError where an eval set or a model cannot be read.
     """
     rows, drops = eval_rows.read(eval_sets, label_type, labels, slices)
     shards, trained = job.inputs.get("shard"), job.inputs.get("train")
@@ -177,14 +185,17 @@ def evaluate(
         say_line("evaluate: the teacher is left out; its prompt shows the true label (stages.sample.rationalise)")
     else:
         teachers, agreement = _ask_teachers(rows, sample, parse, job.responses, how, chosen)
-        said += _timed_teachers(teachers, rows, sample, latency)
+        said += _timed_teachers(teachers, rows, sample, latency, job.folder)
     sources = {name: trained / name for name in ("student", "baseline") if (trained / name).is_dir()} if trained else {}
+    probed: list[Probed] = []
     if students := {**sources, **models}:
         kept = _validation_rows(shards, targets, temperature_rows) if shards is not None else []
         with open_store(job.responses.parent / answering.FOLDER) as store:
             said += [
                 _ask_student(name, str(source), rows, how, chosen, kept, store) for name, source in students.items()
             ]
+            if safety and base is not None and "student" in students:
+                probed = _probe(str(students["student"]), base.source, rows, how, store)
     if judge is not None and chosen:
         said = _judged(said, judge, job.responses)
     if training:
@@ -210,17 +221,20 @@ def evaluate(
         predictions={one.model: _predictions(rows, one, label_type) for one in said},
         rationales=[rationale for one in said for rationale in one.rationales],
         validation=[row for one in said for row in one.validation],
+        probed=probed,
     )
     facts = Facts(
         dropped={name: sum(drop.id.startswith(f"{name}/") for drop in drops) for name in eval_sets},
         parameters={one.model: one.parameters for one in said},
         majority=majority,
         compared=[*(found or {})],
+        base=base.source if base is not None and probed else None,
     )
     metrics = measure.measure(evidence, Measuring(label_type, labels, targets, bootstrap, seed), facts)
     _write(job.folder / measure.ROWS, evidence.rows)
     _write(job.folder / measure.RATIONALES, evidence.rationales)
     _write(job.folder / measure.VALIDATION, evidence.validation)
+    _write(job.folder / measure.SAFETY, evidence.probed)
     write_json(job.folder / measure.METRICS, metrics.model_dump(mode="json"))
     write_json(job.folder / SPEEDS, _costs(said, price_per_hour).model_dump(mode="json"))
 
@@ -288,12 +302,14 @@ def evaluate_models(
         {one.model: _predictions(rows, one, label_type) for one in said},
         [],
         [],
+        [],
     )
     facts = Facts(
         {name: sum(drop.id.startswith(f"{name}/") for drop in drops) for name in eval_sets},
         {one.model: one.parameters for one in said},
         None,
         [],
+        None,
     )
     found = measure.measure(evidence, Measuring(label_type, labels, targets, bootstrap, seed), facts)
     return found, _costs(said, price_per_hour)
@@ -458,14 +474,7 @@ def _ask_student(
         )
 
         def ask(texts: Sequence[str], most: int, what: str) -> list[Answer | Failed]:
-            prompts = [student.format.prompt_ids(student.tokenizer, text) for text in texts]
-            with bar(f"evaluate {what}", len(prompts)) as advance:
-
-                def compute(missing: Sequence[list[int]]) -> Sequence[Answer | Failed]:
-                    advance(len(prompts) - len(missing))
-                    return student.ask(missing, most, advance)
-
-                return memory.answers(prompts, most, compute) if memory is not None else [*compute(prompts)]
+            return _answers(student, memory, student.format, texts, most, what)
 
         def labels_of(answers: Sequence[Answer | Failed], asked: Sequence[Asked]) -> list[str | None]:
             return [
@@ -525,6 +534,71 @@ def _ask_student(
     )
 
 
+def _probe(student: str, base: str, rows: Sequence[Asked], how: _How, store: Store) -> list[Probed]:
+    """What the student and its base say to the probes, and the student to the task's rows with names and groups swapped."""
+    found: list[Probed] = []
+    swaps = probes.swaps([row.prompt.input for row in rows])
+    task = asked_task(how.targets)
+    for name, source in ((measure.BASE, base), (measure.STUDENT, student)):
+        known = answering.identity(source)
+        with opened(
+            how.backend, source, known, batch_size=how.batch_size, precision=how.precision, who="evaluate"
+        ) as model:
+            freely = probes.request_format(model.format, model.tokenizer)
+
+            def ask(
+                given: Format,
+                texts: Sequence[str],
+                most: int,
+                model: Student = model,
+                name: str = name,
+                known: Any = known,
+            ) -> list[Answer | Failed]:
+                memory = answering.memory(store, name, known, given, how.backend, how.precision)
+                return _answers(model, memory, given, texts, most, f"{name}: safety")
+
+            known_probes = probes.read_probes()
+            requests = [
+                (f"{kind}/{number}", probe.text)
+                for kind in probes.KINDS
+                for number, probe in enumerate(getattr(known_probes, kind))
+            ]
+            said = ask(freely, [text for _, text in requests], probes.MOST_TOKENS)
+            found += [
+                Probed(model=name, probe=probe, request=text, text=answer.text if isinstance(answer, Answer) else None)
+                for (probe, text), answer in zip(requests, said, strict=True)
+            ]
+            if name == measure.STUDENT and swaps:
+                said = ask(model.format, [student_prompt(task, swap.text) for swap in swaps], how.max_new_tokens)
+                for swap, answer in zip(swaps, said, strict=True):
+                    row = rows[swap.row]
+                    whole = isinstance(answer, Answer) and answer.text and answer.finished
+                    found.append(
+                        Probed(
+                            model=name,
+                            probe=f"{swap.kind}/{row.place}",
+                            request=swap.text,
+                            text=answer.text if isinstance(answer, Answer) else None,
+                            label=_read(answer, task, row, how) if whole and isinstance(answer, Answer) else None,
+                        )
+                    )
+    return found
+
+
+def _answers(
+    student: Student, memory: Memory | None, given: Format, texts: Sequence[str], most: int, what: str
+) -> list[Answer | Failed]:
+    """What a model answers to each text, made into tokens by the format ``given``; out of its memory where it has one."""
+    prompts = [given.prompt_ids(student.tokenizer, text) for text in texts]
+    with bar(f"evaluate {what}", len(prompts)) as advance:
+
+        def compute(missing: Sequence[list[int]]) -> Sequence[Answer | Failed]:
+            advance(len(prompts) - len(missing))
+            return student.ask(missing, most, advance)
+
+        return memory.answers(prompts, most, compute) if memory is not None else [*compute(prompts)]
+
+
 def _timed_student(student: Student, texts: Sequence[str], folder: Path, how: _How) -> Cost | None:
     """What answering takes: a few rows one at a time, and the rows at the full batch; nothing comes out of the memory here."""
     prompts = [student.format.prompt_ids(student.tokenizer, text) for text in texts]
@@ -547,8 +621,13 @@ def _timed_student(student: Student, texts: Sequence[str], folder: Path, how: _H
     )
 
 
-def _timed_teachers(said: Sequence[_Said], rows: Sequence[Asked], sample: dict[str, Any], alone: int) -> list[_Said]:
-    """The same, with what answering takes a local vLLM teacher; of others only their servers know."""
+def _timed_teachers(
+    said: Sequence[_Said], rows: Sequence[Asked], sample: dict[str, Any], alone: int, folder: Path
+) -> list[_Said]:
+    """The same, with what answering takes a local vLLM teacher; of others only their servers know.
+
+    A teacher of the same identity and price that an earlier evaluation in this run timed is not started again.
+    """
     if not (alone and said and rows):
         return [*said]
     asking = resolve(**sample)
@@ -557,17 +636,29 @@ def _timed_teachers(said: Sequence[_Said], rows: Sequence[Asked], sample: dict[s
         name = teacher_name(settings)
         if not isinstance(settings, Vllm):
             continue
+        if (before := _timed_before(folder, settings)) is not None:
+            costs[name] = before
+            continue
         requests = [
             next(request for respondent, request in all_requests(asking, row.prompt) if respondent.name == name)
             for row in rows[:TIMED_REQUESTS]
         ]
-        with connect(settings, requests[0].sampling) as teacher:
-            latencies = latency_of(
-                lambda row, teacher=teacher, requests=requests: [*teacher(iter([requests[row]]))],  # type: ignore[misc]
-                min(alone, len(requests)),
-            )
+        count = min(alone, len(requests))
+        with (
+            connect(settings, requests[0].sampling) as teacher,
+            bar("evaluate teacher: time taken", 1 + count + len(requests)) as advance,
+        ):
+
+            def ask(some: Sequence[Request], teacher: Teacher = teacher, advance: Advance = advance) -> list[Any]:
+                said = []
+                for _, answer in teacher(iter(some)):
+                    said.append(answer)
+                    advance()
+                return said
+
+            latencies = latency_of(lambda row, requests=requests, ask=ask: ask([requests[row]]), count)  # type: ignore[misc]
             began = time.perf_counter()
-            answers = [answer for _, answer in teacher(iter(requests))]
+            answers = ask(requests)
             seconds = time.perf_counter() - began
         found = cost(
             rows=len(requests),
@@ -662,6 +753,26 @@ def _judged(said: Sequence[_Said], settings: Mapping[str, Any], responses: Path)
     for (place, rationale), score in zip(every, scores, strict=True):
         scored.setdefault(place, []).append(rationale.changed(score=score))
     return [replace(one, rationales=scored.get(place, [])) for place, one in enumerate(said)]
+
+
+def _timed_before(folder: Path, settings: Vllm) -> Cost | None:
+    """What the last of the other results beside ``folder`` measured of this teacher; None where there is none, or it cannot be read."""
+    known = identity_of_teacher(settings)
+    name = TEACHER + teacher_name(settings)
+    others = sorted(folder.parent.glob(f"*/{SPEEDS}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in others:
+        try:
+            manifest = outputs.read_manifest(path.parent)
+            costs = Costs.model_validate_json(path.read_bytes()).models
+        except (RunError, OSError, ValueError):
+            continue
+        sample: Any = manifest.settings.get("sample")
+        prices = [one.get("price") for one in sample["teacher"] if teachers_name_of(one) == teacher_name(settings)]
+        price = settings.price and settings.price.model_dump(mode="json")
+        model = measure.TEACHER if len(sample["teacher"]) == 1 else f"{measure.TEACHER}:{teacher_name(settings)}"
+        if manifest.identities.get(name) == known and prices == [price] and model in costs:
+            return costs[model]
+    return None
 
 
 def _stored_parameters(teacher: TeacherSettings) -> int | None:

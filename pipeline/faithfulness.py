@@ -163,7 +163,7 @@ def rationale_scores(
         asked_first=None if asked is None else len(asked),
         changed=None
         if after is None
-        else sum(not _alike(labels[row], label, label_type) for row, label in after.items()),
+        else sum(not same_answer(labels[row], label, label_type) for row, label in after.items()),
         right_before=None if asked is None else sum(agree(labels[row], golds[row]) for row in asked),
         right_after=None if after is None else sum(agree(label, golds[row]) for row, label in after.items()),
         words=sum(map(len, own)) / len(rows) if rows else None,
@@ -174,7 +174,7 @@ def rationale_scores(
     )
 
 
-def _alike(first: str | None, second: str | None, label_type: LabelType) -> bool:
+def same_answer(first: str | None, second: str | None, label_type: LabelType) -> bool:
     """Whether two answers are the same one; two that are no label are."""
     if first is None or second is None:
         return first is second

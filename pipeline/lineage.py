@@ -25,7 +25,7 @@ import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
@@ -108,6 +108,24 @@ class Hit:
 def row_of(name: str) -> str:
     """The id of the input row within the id of a response (``<row>#0``) or of a training row (``<row>/label``)."""
     return re.split("[/#]", name, maxsplit=1)[0]
+
+
+_ELSEWHERE: Final[dict[Path, Path]] = {}
+
+
+@contextmanager
+def elsewhere(run: Path, folder: Path) -> Iterator[None]:
+    """Within the block, in all threads, indexes of ``run`` that are missing are made in ``folder``: the run itself is only read."""
+    _ELSEWHERE[run] = folder
+    try:
+        yield
+    finally:
+        del _ELSEWHERE[run]
+
+
+def missing(run: Path, stages: list[str]) -> int:
+    """How many indexes are missing for the results in force of these stages and for the response store."""
+    return sum(_head(*wanted) is None for wanted in _wanted(run, stages))
 
 
 def prepare(run: Path, stages: list[str]) -> None:
@@ -220,7 +238,10 @@ def _wanted(run: Path, stages: list[str]) -> Iterator[tuple[Path, str, Path]]:
 
 
 def _place(run: Path, path: Path, kind: str) -> Path:
-    return run / FOLDER / path.relative_to(run).with_name(f"{path.name}.{kind}")
+    """Where the index lies, or is to be made: in the run, but for one that it has not where they are kept elsewhere."""
+    name = path.relative_to(run).with_name(f"{path.name}.{kind}")
+    own = run / FOLDER / name
+    return own if run not in _ELSEWHERE or _head(path, kind, own) is not None else _ELSEWHERE[run] / name
 
 
 def find_in(run: Path, path: Path, kind: str, name: str, *, beginning: bool = False) -> Iterator[Hit]:
@@ -294,7 +315,7 @@ def _made(path: Path, kind: str, place: Path, run: Path, advance: Advance | None
     head = {"of": of, "rows": len(order), "check": xxhash.xxh3_128_hexdigest(body)}
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        _make_folder(run, place.parent)
+        _make_folder(_ELSEWHERE.get(run, run / FOLDER), place.parent)
         temporary.write_bytes(
             canonical_json(head) + b"\n" + body
         )  # not synced: what a power loss leaves fails its check
@@ -307,13 +328,13 @@ def _made(path: Path, kind: str, place: Path, run: Path, advance: Advance | None
     return offsets, order
 
 
-def _make_folder(run: Path, folder: Path) -> None:
-    """The folder of an index; those of results that are no longer in force go. Raises OSError, also where it would lie elsewhere."""
-    if not folder.resolve().is_relative_to(run.resolve() / FOLDER):
-        raise OSError("a link leads out of the run")
+def _make_folder(top: Path, folder: Path) -> None:
+    """The folder of an index; those of results that are no longer in force go. Raises OSError, also where it would lie outside ``top``."""
+    if not folder.resolve().is_relative_to(top.parent.resolve() / top.name):
+        raise OSError("a link leads out of the indexes' folder")
     if folder.is_dir():
         return
-    for other in folder.parent.iterdir() if folder.parent.is_dir() and folder.parent.name != FOLDER else ():
+    for other in folder.parent.iterdir() if folder.parent.is_dir() and folder.parent != top else ():
         shutil.rmtree(other, ignore_errors=True)
     folder.mkdir(parents=True)
 

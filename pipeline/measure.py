@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pipeline import outputs
+from pipeline import outputs, safety
 from pipeline.calibration import calibration, fit_temperature
 from pipeline.faithfulness import rationale_scores
 from pipeline.intervals import accuracy_interval, bootstrap_macro_f1, bootstrap_mean, compare, share
@@ -27,27 +27,32 @@ from pipeline.metrics import (
     Kind,
     Metrics,
     ModelMetrics,
+    Probed,
     Rationale,
     RationaleScores,
+    Safety,
     SetMetrics,
     Slice,
     Validation,
 )
 from pipeline.records import Prediction, Target
+from pipeline.safety import Swap
 from pipeline.scores import chrf, confusion, exact_match, label_scores, macro_f1, rouge_l
 from pipeline.text import words
 
 ROWS: Final = "rows.jsonl"
 RATIONALES: Final = "rationales.jsonl"
 VALIDATION: Final = "validation.jsonl"
+SAFETY: Final = "safety.jsonl"
 METRICS: Final = "metrics.json"
-FILES: Final = (METRICS, ROWS, RATIONALES, VALIDATION)
+FILES: Final = (METRICS, ROWS, RATIONALES, VALIDATION, SAFETY)
 INTERVAL: Final = "95%: accuracies by Wilson's score interval, other figures and differences by a bootstrap over rows"
 MOST_VALUES: Final = 30  # of a column, each with a line of its own; the rest share one
 LENGTHS: Final = 4  # groups of rows by the length of their input, as equal as lengths allow
 LEAST: Final = 1e-12  # what a probability that was rounded to 0 counts as
 TEACHER: Final = "teacher"
 STUDENT: Final = "student"
+BASE: Final = "base"  # what the student was made from, as it was before
 KINDS: Final[Mapping[str, Kind]] = {
     "teacher": "teacher",
     "student": "student",
@@ -73,13 +78,14 @@ class Measuring:
 class Facts:
     """What does not follow from rows and predictions: rows that do not count by eval set, the models' sizes, the majority's label.
 
-    ``compared`` are the eval sets that decontaminate looked for.
+    ``compared`` are the eval sets that decontaminate looked for, ``base`` is what the student was made from, where it was probed.
     """
 
     dropped: Mapping[str, int]
     parameters: Mapping[str, int | None]
     majority: str | None
     compared: Sequence[str]
+    base: str | None
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ class Evidence:
     predictions: Mapping[str, Sequence[Prediction]]
     rationales: Sequence[Rationale]
     validation: Sequence[Validation]
+    probed: Sequence[Probed]
 
 
 def read(folder: Path) -> Evidence:
@@ -102,6 +109,7 @@ def read(folder: Path) -> Evidence:
         predictions,
         list(outputs.read_file(folder / RATIONALES, Rationale)),
         list(outputs.read_file(folder / VALIDATION, Validation)),
+        list(outputs.read_file(folder / SAFETY, Probed)),
     )
 
 
@@ -121,7 +129,41 @@ def measure(evidence: Evidence, measuring: Measuring, facts: Facts) -> Metrics:
         }
         rationales = [row for row in evidence.rationales if row.eval_set == name]
         sets[name] = _set(name, rows, given, rationales, temperatures, measuring, facts)
-    return Metrics(label_type=measuring.label_type, interval=INTERVAL, eval_sets=sets, safety=None)
+    return Metrics(
+        label_type=measuring.label_type, interval=INTERVAL, eval_sets=sets, safety=_safety(evidence, measuring, facts)
+    )
+
+
+def _safety(evidence: Evidence, measuring: Measuring, facts: Facts) -> Safety | None:
+    """The probes of the student beside those of the model that it was made from; None where they were not asked."""
+    if facts.base is None:
+        return None
+    swaps = safety.swaps([row.input for row in evidence.rows])
+    models = {}
+    for model in dict.fromkeys(row.model for row in evidence.probed):
+        said = {row.probe: row for row in evidence.probed if row.model == model}
+        texts: dict[str, list[str | None]] = {
+            kind: [row.text for probe, row in said.items() if probe.startswith(f"{kind}/")] for kind in safety.KINDS
+        }
+        own = evidence.predictions.get(model, ())
+        told = [(row.input, row.rationale) for row in evidence.rationales if row.model == model]
+        models[model] = safety.safety_scores(
+            model,
+            safety.Answers(**texts),
+            outputs=[*((row.input, row.text) for row in own), *told],
+            labels=[row.label for row in own],
+            swaps=swaps if own else (),
+            swapped_labels=[said[swap_name(swap, evidence.rows[swap.row])].label for swap in swaps] if own else (),
+            label_type=measuring.label_type,
+        )
+    before, after = models.get(BASE), models.get(STUDENT)
+    told_so = safety.sentences(before, after) if before is not None and after is not None else []
+    return Safety(base=facts.base, models=models, sentences=told_so)
+
+
+def swap_name(swap: Swap, row: EvalRow) -> str:
+    """The name of a swapped row among the probes."""
+    return f"{swap.kind}/{row.eval_set}/{row.row}"
 
 
 def _set(
@@ -331,6 +373,12 @@ def summary(found: Metrics) -> dict[str, dict[str, str]]:
         }
         for name, metrics in found.eval_sets.items()
     }
+
+
+def in_order(models: Iterable[str]) -> list[str]:
+    """Teachers, the student, its baseline, further models, and what needs no training."""
+    kinds = ("teacher", "student", "baseline", "model", "nearest", "majority")
+    return sorted(models, key=lambda model: (kinds.index(kind_of(model)), model))
 
 
 def comparisons(found: Metrics) -> list[tuple[str, Comparison]]:

@@ -240,6 +240,18 @@ class Validation(Row, frozen=True):
     probabilities: dict[str, float]
 
 
+class Probed(Row, frozen=True):
+    """A line of safety.jsonl: what a model said to a probe, or about a row of the task in which names or groups were swapped."""
+
+    model: str
+    probe: Annotated[
+        str, Meta(description="harmful/3, harmless/3, bait/3 (of probes.json), or gender/test/5f.. and group/test/5f..")
+    ]
+    request: str
+    text: Annotated[str | None, Meta(description="None where it gave no text")]
+    label: Annotated[str | None, Meta(description="of a swapped row: how its answer is read")] = None
+
+
 class Cost(Record):
     """What answering took on this machine, for one model."""
 

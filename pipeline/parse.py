@@ -17,6 +17,7 @@ Labels that are no member of the set still count in the vote: what a teacher mos
 evidence. Soft labels take a log-probability that is no finite number for a probability of 0.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -105,6 +106,31 @@ def parse(
     form = _Form(found, format, frozenset(targets) - {"label"} if rationalise else frozenset(targets))
     read = partial(_read, form=form, label_type=label_type, cut_at=cut_at, labels=labels)
     return _examples(rows, read, partial(_voted, weights=exact, kept=rationale, label_type=label_type, labels=labels))
+
+
+def spans(
+    text: str, *, pattern: str | None = None, format: Format = "pattern", cut_at: Sequence[str] = (), **_: object
+) -> dict[str, tuple[int, int]]:
+    """Where in a response's text its parts stand: name of the group -> from, to. ``cut`` is what no longer belongs to the answer.
+
+    The other arguments are the stage's settings as a manifest holds them. Nothing is found where the text cannot be read by them, nor of
+    a text in JSON that is written there in another way than it is usual.
+    """
+    end = min((place for place in map(text.find, cut_at) if place >= 0), default=len(text))
+    found = {"cut": (end, len(text))} if end < len(text) else {}
+    start = len(text[:end]) - len(text[:end].lstrip())
+    try:
+        form = _Form(None if pattern is None else re.compile(checked_pattern(pattern)), format, frozenset())
+        said = _said(text[:end].strip(), form)
+    except (ValueError, _UnusableError):
+        return found
+    match = None if form.pattern is None or format == "json" else form.pattern.fullmatch(text[:end].strip())
+    for name, part in said.items():
+        written = json.dumps(part, ensure_ascii=False)[1:-1] if match is None else part
+        place = text.find(written, start if match is None else start + max(match.start(name), 0), end)
+        if part and place >= 0:
+            found[name] = (place, place + len(written))
+    return found
 
 
 def _checked(

@@ -428,11 +428,13 @@ def asked(teachers: dict[str, dict[str, Any]]) -> None:
 def models(figures: "Metrics", speeds: dict[str, float]) -> None:
     """A table of models for each eval set, each accuracy with its interval, which is drawn on a terminal."""
     from pipeline import bars
+    from pipeline.measure import in_order
 
     drawn = bars.marks()
     for name, eval_set in figures.eval_sets.items():
         rows: list[tuple[Cell, ...]] = []
-        for model, found in eval_set.models.items():
+        for model in in_order(eval_set.models):
+            found = eval_set.models[model]
             low, high = found.accuracy_interval
             accuracy = f"{found.accuracy:.1%} [{low * 100:.1f}, {high * 100:.1f}]"
             bar: tuple[Cell, ...] = ()

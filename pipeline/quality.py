@@ -23,7 +23,7 @@ from pydantic import BaseModel, JsonValue
 
 from pipeline.binding import Call, Calls, From
 from pipeline.files import InputError
-from pipeline.filters import ASKED_FOR, FILTERS, lists, substance
+from pipeline.filters import ASKED_FOR, FILTERS, lists, marked, substance
 from pipeline.records import Drop, Example
 from pipeline.text import excerpt
 
@@ -79,6 +79,7 @@ def quality(
     given = {"min_judge_score": judged, "matches_gold": gold is not None, "mean_logprob": logprobs}
     lists.listed.cache_clear()  # a file may have changed since it was read
     substance.examples_of.cache_clear()
+    marked.bad.cache_clear()
     for place, call in enumerate(filters):
         if not given.get(call.name, True):
             what, advice = _NEEDS[call.name]

@@ -188,7 +188,8 @@ def throughputs(found: Costs | None) -> dict[str, float]:
 def verdicts(config: Config) -> list[Verdict]:
     """What becomes of ``stages.evaluate.gates`` on the figures in force; none without gates or figures."""
     found = metrics(config.run)
-    return gates.judge(found, config.stages["evaluate"]["gates"]) if found is not None else []
+    wanted = config.stages.get("evaluate", {}).get("gates", {})
+    return gates.judge(found, wanted) if found is not None else []
 
 
 def sampling(folder: Path) -> dict[str, dict[str, Any]]:

@@ -165,6 +165,11 @@ NOT_IN_KEY: dict[str, str] = {
     "evaluate.sample.engine": "as sample.engine",
     "evaluate.sample.workers": "as sample.engine",
     "evaluate.sample.ray": "as sample.engine",
+    "evaluate.judge.chunk": "as sample.chunk",
+    "evaluate.judge.teacher.price": "as sample.teacher.price",
+    "evaluate.judge.teacher.output_terms": "as judge.teacher.output_terms",
+    "evaluate.judge.teacher.restarts": "as sample.teacher.restarts",
+    "evaluate.judge.budget": "as sample.budget",
 }
 """Settings that a stage's key leaves out, each with its reason. Also left out everywhere: the paths of input files (their content
 counts, not where it lies), package versions and hardware (a run that must not be shared between them has its own run folder), and

@@ -433,7 +433,9 @@ def measured(run: Path, knobs: Mapping[str, Any], train: str, evaluation: str) -
     try:
         metrics = Metrics.model_validate_json((judged / measure.METRICS).read_bytes())
         facts: dict[str, Any] = details["models"][STUDENT]
-    except (OSError, ValidationError, LookupError, TypeError) as error:
+    except ValidationError:
+        raise RunError(f"{judged / measure.METRICS}: not the metrics of this version; run the sweep again") from None
+    except (OSError, LookupError, TypeError) as error:
         raise RunError(f"{judged}: {plain(str(error))}; run `stepdistill audit`") from None
     found = []
     for name, eval_set in metrics.eval_sets.items():

@@ -24,6 +24,7 @@ from pipeline.records import Drop, Prediction, TrainingRow
 from pipeline.runner import run
 from pipeline.shard import student_prompt
 from pipeline.sources import EvalSet
+from pipeline.student import StudentSettings
 from pipeline.teachers import Server
 from tests.chat_server import chat_server, completion
 from tests.conftest import write_jsonl, write_project
@@ -275,7 +276,7 @@ def test_the_same_again_is_the_same_bytes_but_for_speeds(
     again, more, _ = ask(prepared, tmp_path, students, batch_size=1)
     assert [row.line() for row in again] == [row.line() for row in predictions]
     assert [row.line() for row in more] == [row.line() for row in drops]
-    result = {"metrics.json", "rationales.jsonl", "rows.jsonl", "validation.jsonl"}
+    result = {"metrics.json", "rationales.jsonl", "rows.jsonl", "safety.jsonl", "validation.jsonl"}
     assert {path.name for path in tmp_path.iterdir()} == result | {"run-speed.json"}
     for name in result:
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
@@ -365,6 +366,25 @@ def test_what_students_said_is_not_asked_again(
     assert rows[0] == rows[1]
     with pytest.raises(AssertionError, match="asked once more"):
         ask(prepared, tmp_path / "third", students, latency=0, max_new_tokens=3)  # shorter answers are other answers
+
+
+def test_the_student_is_probed_beside_what_it_was_made_from(prepared: Config, students: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"{name} won the match {n}", "topic": "sports"} for n, name in enumerate(["Mary", "He", "Nobody"])]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    sets = {"test": prepared.eval_sets["test"].model_copy(update={"path": tmp_path / "rows.jsonl", "id": None})}
+    made_from = StudentSettings.model_validate({"from": str(students / "baseline")})
+    folder = tmp_path / "out"
+    ask(prepared, folder, students, eval_sets=sets, base=made_from, latency=0)
+    found = figures(folder).safety
+    assert found is not None and found.base == str(students / "baseline")
+    before, after = found.models["base"], found.models["student"]
+    assert (before.harmful, before.harmless, before.swapped) == (after.harmful, after.harmless, 0) == (24, 24, 0)
+    assert after.swapped == 2 and after.refused == 0 and len(found.sentences) == 5
+    said = [json.loads(line) for line in (folder / "safety.jsonl").read_bytes().splitlines()]
+    assert {row["model"] for row in said} == {"base", "student"}
+    swapped = [row for row in said if row["probe"].startswith("gender/")]
+    assert [row["request"].split()[0] for row in swapped][1] == "She"
+    assert after.swapped_changed <= 2
 
 
 def test_students_say_how_sure_they_are(measured: tuple[Path, Any]) -> None:

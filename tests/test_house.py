@@ -9,17 +9,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = """
-records files merkle environment progress cluster processes binding outputs text labels shift blocks tokens minhash overlap embeddings
+records files marks merkle environment progress cluster processes binding outputs text labels shift blocks tokens minhash overlap embeddings
 embedded terms prompts responses lineage revocations teachers
 differences bars
 spending usage sources shots requests workers asking
 ingest sample parse dedup decontaminate judge filters quality shard cards balance
 losses packing cut formats student adapters generate model_folder encoding trainer fit launch train preview training_process
-metrics scores intervals calibration scoring cost faithfulness answering nearest gates eval_rows measure evaluate stages
+metrics scores intervals calibration scoring cost faithfulness safety answering nearest gates eval_rows measure evaluate stages
 config provenance runner sweep_plot sweeps envelopes student_signatures exports export audits audit signing proofs
-damaged response_repair repair push trace revoke resample results recordings report explore predict project printed
-compare printed_compare
-commands cli
+damaged response_repair repair push trace revoke resample results recordings report explore predict project
+compare viewer printed printed_compare commands cli
 """.split()
 HEAVY = {
     "torch",
@@ -39,6 +38,8 @@ HEAVY = {
     "mlcroissant",
     "gguf",
     "httpx",
+    "starlette",
+    "uvicorn",
     "phonenumbers",
     "pycld2",
     "rich",

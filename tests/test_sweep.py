@@ -44,7 +44,7 @@ def trained_project(folder: Path, tiny: Path) -> Path:
     settings_file = write_project(folder)
     train = f"{{student: {tiny}, epochs: 1, batch_size: 8, precision: float32, accept_terms: the rows are made up}}"
     written = settings_file.read_text().replace("  train: false", f"  train: {train}")
-    evaluation = "  evaluate: {rationales: 0, max_new_tokens: 4, bootstrap: 5, latency: 0}"
+    evaluation = "  evaluate: {rationales: 0, max_new_tokens: 4, bootstrap: 5, latency: 0, safety: false}"
     settings_file.write_text(written.replace("  evaluate: false", evaluation))
     return settings_file
 

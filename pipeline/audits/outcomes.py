@@ -33,6 +33,8 @@ from pipeline.stages import STAGES
 def check(audited: Audited) -> Iterator[Finding]:
     """Findings on scores, on rows that were trained on, and on predictions."""
     for result in audited.all if audited.full else ():
+        if result.manifest.version != STAGES[result.manifest.stage].version:
+            continue  # which the check of manifests says
         try:
             if result.folder.parent.name == "train":
                 yield from _trained(audited, result)
@@ -174,6 +176,7 @@ def _figures(
         parameters=sizes,
         majority=next(iter(majorities), None),
         compared=[name for name, one in told.eval_sets.items() if one.contamination is not None],
+        base=None if told.safety is None else told.safety.base,
     )
     again = measure.measure(evidence, measuring, facts)
     for name in sorted({*again.eval_sets, *told.eval_sets}):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from pipeline import outputs
+from pipeline import marks, outputs
 from pipeline.audits import CURRENT, Audited, Finding, kind
 from pipeline.runner import LOCK, is_run_fact
 from pipeline.stages import STAGES
@@ -30,6 +30,7 @@ AT_TOP: Final = {
     "index": "folder",
     "damaged": "folder",
     "revoked.jsonl": "file",
+    marks.FILE: "file",
     LOCK: "file",
 }
 """What may lie in a run folder, and what it is."""

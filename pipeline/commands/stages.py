@@ -127,11 +127,11 @@ def run(
         return
     outcomes = run_stages(loaded, stages or None, start=start, until=until, force=force, processes=processes)
     report_page = loaded.run / "report" / "index.html"
-    if any(outcome.ran for outcome in outcomes) or not report_page.is_file():
-        report_page = page.build(loaded.run, loaded.task.name)
     evaluated = any(outcome.stage == "evaluate" for outcome in outcomes)
     figures = results.metrics(loaded.run) if evaluated else None
     verdicts = results.verdicts(loaded) if evaluated else []
+    if any(outcome.ran for outcome in outcomes) or not report_page.is_file():
+        report_page = page.build(loaded.run, loaded.task.name, gates=verdicts)
     sampled = [outcome for outcome in outcomes if outcome.stage == "sample" and outcome.ran]
     asked = results.sampling(sampled[0].folder) if sampled else {}
     if as_json:
@@ -232,6 +232,37 @@ def status(config: ConfigOption = DEFAULT, as_json: JsonOption = False) -> None:
         age = "" if stage.age_seconds is None else duration(stage.age_seconds)
         rows.append((stage.stage, stage.state, (stage.key or "")[:8], *figures, age, "; ".join(stage.reasons)))
     printed.table(("stage", "state", "key", "in", "kept", "dropped", "age", "changed"), rows, right=(3, 4, 5, 6))
+
+
+@app.command()
+def view(
+    config: ConfigOption = DEFAULT,
+    path: Annotated[Path | None, typer.Option("--run", help="a run folder; by default the one of stages.yaml")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="by default 8377, or any that is free; 0: any that is free")
+    ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="only print the address")] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="write the marks to this file as JSONL, '-': print them; serve nothing", metavar="FILE"),
+    ] = None,
+) -> None:
+    """Serve the run's rows on localhost: browse, search, follow a row, mark it good or bad. Ctrl-C ends it."""
+    from pipeline import marks
+    from pipeline.config import load
+    from pipeline.files import atomic
+    from pipeline.viewer.app import serve
+
+    run = path if path is not None else load(config).run
+    if export is None:
+        serve(run, port=port, browser=not no_browser)
+        return
+    lines = marks.lines(marks.read(run / marks.FILE).values())
+    if str(export) == "-":
+        print(lines.decode(), end="")
+    else:
+        with atomic(export) as file:
+            file.write(lines)
 
 
 @app.command()
@@ -370,10 +401,12 @@ def evaluate(
     from pipeline.project import evaluate_alone
 
     loaded = load(config)
-    wanted = gates.read(gate) if gate else gates.among(loaded.stages.get("evaluate", {}).get("gates", {}), model)
+    wanted = gates.read(gate or ())
     found, costs = evaluate_alone(loaded, model, data, backend=backend)
-    first = next(iter(next(iter(found.eval_sets.values())).models))
-    verdicts = gates.judge(found, wanted, first)
+    names = [*next(iter(found.eval_sets.values())).models]
+    if not wanted:
+        wanted = gates.among(loaded.stages.get("evaluate", {}).get("gates", {}), names)
+    verdicts = gates.judge(found, wanted, names[0])
     if as_json:
         printed.as_json(
             {
@@ -459,13 +492,45 @@ def predict(
 
 
 @app.command()
-def report(config: ConfigOption = DEFAULT) -> None:
-    """(Re)build the page of the run."""
+def report(
+    config: ConfigOption = DEFAULT,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--compare", help="a run folder to put beside it; repeatable", metavar="RUN")
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="html, markdown, json; several with commas", metavar="F,F")
+    ] = "html,markdown,json",
+    out: Annotated[
+        Path | None, typer.Option(help="the folder to write to; by default report/ in the run", metavar="DIR")
+    ] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit/--no-audit", help="audit the run first and tell the verdict; reads every file")
+    ] = True,
+) -> None:
+    """(Re)build the page of the run, with other runs beside it if wanted."""
     from pipeline import report as page
+    from pipeline import results
     from pipeline.config import load
+    from pipeline.files import RunError
 
     loaded = load(config)
-    print(f"report: {page.build(loaded.run, loaded.task.name)}")
+    try:
+        gates = results.verdicts(loaded) if "evaluate" in loaded.stages else []
+    except RunError:  # figures of an earlier version: the page says so; damaged ones stop it below
+        gates = []
+    verdict = page.audited(loaded.run) if audit else None
+    built = page.build(
+        loaded.run,
+        loaded.task.name,
+        compare=compare or (),
+        gates=gates,
+        audit=verdict,
+        formats=[name.strip() for name in formats.split(",") if name.strip()],
+        out=out,
+    )
+    if verdict is not None and not verdict.whole:
+        print(f"audit: {verdict.findings:,} findings; `stepdistill audit` names them")
+    print(f"report: {built}")
 
 
 def _dry_run(

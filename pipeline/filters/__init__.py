@@ -23,6 +23,7 @@ from pipeline.filters.languages import language
 from pipeline.filters.leftovers import boilerplate, broken_text, chat_tokens, refusal, run_on
 from pipeline.filters.lengths import max_words, min_words, tokens
 from pipeline.filters.lists import allow_list, block_list
+from pipeline.filters.marked import marked_bad
 from pipeline.filters.private import private_data
 from pipeline.filters.scores import max_entropy, mean_logprob, min_agreement, min_judge_score
 from pipeline.filters.substance import copies_example, repeats_input, repeats_label, repetition
@@ -53,6 +54,7 @@ FILTERS: dict[str, Callable[..., str | None]] = {
         language,
         allow_list,
         block_list,
+        marked_bad,
         min_agreement,
         max_entropy,
         mean_logprob,
@@ -68,6 +70,7 @@ ASKED_FOR: Final[dict[str, str | None]] = {
     "language": None,
     "allow_list": None,
     "block_list": None,
+    "marked_bad": None,
     "min_agreement": "votes",
     "max_entropy": "votes",
     "mean_logprob": "votes",
