@@ -78,7 +78,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "No issues found" in done.stdout, done.stdout
+    assert "No issues found" in done.stdout + done.stderr, done.stdout + done.stderr
     return folder / "build/docs"
 
 
