@@ -25,7 +25,7 @@ STATES = 1000 if "TORTURE" in os.environ else 10
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     with faulty(tmp_path_factory.mktemp("said")) as found:
-        yield found
+        yield found.ask
 
 
 def everything(folder: Path) -> dict[str, bytes]:
