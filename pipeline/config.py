@@ -16,21 +16,35 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pipeline import prompts, teachers
 from pipeline.binding import InputPath, Problem, bind, check, located, suggestion
 from pipeline.cluster import Cluster
-from pipeline.files import InputError, plain
+from pipeline.files import InputError, plain, regular
 from pipeline.processes import Engine
 from pipeline.records import Target
 from pipeline.revocations import Revoked, by_stage
 from pipeline.revocations import read as read_revocations
 from pipeline.sources import HUB, EvalSet, files
 from pipeline.stages import STAGES
+from pipeline.text import fold
 
 Places = dict[tuple[str | int, ...], int]
+MOST_BYTES = 1 << 20  # of a settings file
+DEEPEST = 100  # lists and settings inside each other
 
 
 def _distinct(values: list[str]) -> list[str]:
     doubled = sorted({value for value in values if values.count(value) > 1})
     if doubled:
         raise ValueError(f"stands there twice: {', '.join(doubled)}")
+    return values
+
+
+def _labels(values: list[str]) -> list[str]:
+    """Labels that answers can be told apart by. Raises ValueError."""
+    spelled: dict[str, str] = {}
+    for label in _distinct(values):
+        if not label.strip():
+            raise ValueError("an empty label can never be read; remove it")
+        if (other := spelled.setdefault(fold(label), label)) != label:
+            raise ValueError(f"'{other}' and '{label}' are read as the same label; keep one of them")
     return values
 
 
@@ -45,7 +59,7 @@ class Task(BaseModel):
         None, description="the teacher's prompt template; not needed for recorded completions"
     )
     input: str = Field(min_length=1, description="template of what the student sees after its prefix")
-    labels: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)] | None = Field(
+    labels: Annotated[list[str], Field(min_length=1), AfterValidator(_labels)] | None = Field(
         None, description="the closed set of labels; left out for free answers"
     )
     gold: str | None = Field(
@@ -115,7 +129,11 @@ def load(path: Path | str, overrides: Iterable[str] = (), *, accept_terms: str |
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with regular(path).open("rb") as file:
+            raw_text = file.read(MOST_BYTES + 1)
+        if len(raw_text) > MOST_BYTES:
+            raise InputError(f"{path}: larger than {MOST_BYTES >> 20} MiB; settings are a short text, name the right file")
+        text = raw_text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
@@ -298,11 +316,17 @@ def read_yaml(text: str, source: str, *, mapping: bool = True) -> tuple[Any, Pla
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
-    from ruamel.yaml.events import AliasEvent
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
+    depth = 0
     try:
         for event in YAML(typ="rt", pure=True).parse(io.StringIO(text)):
             line = event.start_mark.line + 1
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > DEEPEST:
+                raise InputError(f"{source}:{line}: nested too deeply; at most {DEEPEST} levels are read")
+            if isinstance(event, ScalarEvent) and event.value == "<<" and event.style is None:
+                raise InputError(f"{source}:{line}: YAML merge keys are not allowed; write the values out")
             if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
                 raise InputError(f"{source}:{line}: YAML anchors and aliases are not allowed; write the value out")
             if getattr(event, "tag", None):
@@ -331,6 +355,8 @@ def _plain_value(value: Any, where: tuple[str | int, ...], places: Places, sourc
             here = value.lc.key(name)[0] + 1  # type: ignore[attr-defined]
             if not isinstance(name, str):
                 raise InputError(f"{source}:{here}: {plain(str(name))}: names must be text; put it in quotes")
+            if "\0" in name:
+                raise InputError(f"{source}:{here}: {plain(name)}: holds a NUL character; remove it")
             found[str(name)] = _plain_value(item, (*where, str(name)), places, source, here)
         return found
     if isinstance(value, list):
@@ -340,6 +366,10 @@ def _plain_value(value: Any, where: tuple[str | int, ...], places: Places, sourc
         ]
     if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str) and "\0" in value:
+        raise InputError(f"{source}:{line}: {plain(value, 60)}: holds a NUL character; remove it")
+    if isinstance(value, int) and value.bit_length() > 1024:
+        raise InputError(f"{source}:{line}: a number of more than 300 digits; write a smaller one")
     for kind in (str, int, float):
         if isinstance(value, kind):
             return kind(value)

@@ -4,6 +4,7 @@ The order on disk is always: data, then drops, then manifest, then pointer; each
 folder. A reader therefore never sees half a file under a final name.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -124,9 +125,16 @@ def line_digest(line: bytes) -> str:
     return xxhash.xxh3_64_hexdigest(line)
 
 
+def regular(path: Path) -> Path:
+    """``path`` itself. Raises OSError where it is a pipe or a device: reading one may never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -171,7 +179,7 @@ def scan_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
             yield raw
 
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             reader = jsonlines.Reader(lines(file), loads=strict_json)
             while True:
                 row: dict[str, Any] | RowError

@@ -25,6 +25,7 @@ from pipeline.files import (
     line_digest,
     naming,
     plain,
+    regular,
     sha256,
     strict_json,
     sync_folder,
@@ -215,7 +216,7 @@ def read_manifest(folder: Path) -> Manifest:
 def read_manifest_file(path: Path) -> Manifest:
     """The manifest in a file, wherever it lies. Raises RunError as ``read_manifest`` does."""
     try:
-        raw = path.read_bytes()
+        raw = regular(path).read_bytes()
         found = strict_json(raw)
         if isinstance(found, dict) and found.get("schema_version") == 1:
             raise ValueError(

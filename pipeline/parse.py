@@ -12,7 +12,8 @@ instead. A free response (``targets: [response]``) needs no pattern; with one, i
 
 A rationalised response was shown the true label, so that is its label; the pattern, where there is one, only finds the rationale.
 
-Limits: patterns run in Python's ``re``, which has no time limit: nested repeats such as ``(a+)+$`` can take forever on a long text.
+Limits: patterns run in Python's ``re``: nested repeats such as ``(a+)+$`` can take forever on a long text. After 10 s of the processor
+the run stops and names the response.
 Labels that are no member of the set still count in the vote: what a teacher mostly said is its answer, and quality drops it with that
 evidence. Soft labels take a log-probability that is no finite number for a probability of 0.
 """
@@ -34,6 +35,7 @@ from pipeline import labels as label_forms
 from pipeline.binding import From, suggestion
 from pipeline.files import InputError, plain, strict_json
 from pipeline.labels import LabelType
+from pipeline.limits import TooLongError, bounded
 from pipeline.records import Drop, Example, Response, Target, Vote
 from pipeline.text import excerpt
 
@@ -122,7 +124,7 @@ def spans(
     try:
         form = _Form(None if pattern is None else re.compile(checked_pattern(pattern)), format, frozenset())
         said = _said(text[:end].strip(), form)
-    except (ValueError, _UnusableError):
+    except (ValueError, _UnusableError, TooLongError):
         return found
     match = None if form.pattern is None or format == "json" else form.pattern.fullmatch(text[:end].strip())
     for name, part in said.items():
@@ -220,6 +222,9 @@ def _read(
     text = response.text[: min(cuts, default=None)].strip()
     try:
         return _answer(response, text, form, label_type, labels)
+    except TooLongError as error:
+        told = f"stages.parse.pattern: response {plain(response.id, 80)}: the pattern {error}"
+        raise InputError(f"{told}; write it without repeats inside repeats such as (a+)+") from None
     except _UnusableError as error:
         evidence: dict[str, JsonValue] = {
             **error.evidence,
@@ -265,7 +270,7 @@ def _said(text: str, form: _Form) -> dict[str, str]:
         return _said_in_json(text, form.needed)
     if form.pattern is None:
         return {}
-    match = form.pattern.fullmatch(text)
+    match = bounded(form.pattern.fullmatch, text)
     if match is None:
         raise _unparsed("the pattern does not fit the text")
     return {name: (match[name] or "").strip() for name in form.pattern.groupindex}

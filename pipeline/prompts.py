@@ -21,6 +21,7 @@ imitating a model's special tokens: the ``vllm`` backend refuses such rows, a se
 
 import difflib
 import re
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -33,13 +34,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import JsonValue
 
 from pipeline import files
-from pipeline.files import InputError, plain, strict_json
+from pipeline.files import InputError, plain, regular, strict_json
+from pipeline.limits import TooLongError, bounded
 from pipeline.records import Record
 
 BLOCKS: Final = ("system", "user", "assistant_prefix")
 EXAMPLE: Final = re.compile(r"(user|assistant)_([1-9][0-9]{0,2})")
 OUTSIDE: Final = (nodes.Assign, nodes.AssignBlock, nodes.Macro, nodes.Import, nodes.FromImport)
 """What may stand beside the blocks: definitions that the blocks use. Text there would never be sent, so it is refused."""
+LONGEST: Final = 1 << 24  # characters, items or bits that one step of a template makes
 FAILURES: Final = (
     jinja2.TemplateError,
     TypeError,
@@ -48,6 +51,8 @@ FAILURES: Final = (
     LookupError,
     AttributeError,
     RecursionError,
+    MemoryError,
+    TooLongError,
 )
 """What the expressions of a template can raise."""
 SET_BY: Final = {
@@ -96,6 +101,7 @@ def load(path: Path) -> Template:
     while wanted:
         name, where = wanted.pop()
         try:
+            regular(path.parent / name)
             sources[name], file, _ = loader.get_source(environment, name)
         except (jinja2.TemplateNotFound, OSError):
             raise InputError(f"{where}: {plain(name)}: no such template in {path.parent}; check the name") from None
@@ -177,8 +183,7 @@ def render(
         if _sent(name):
             context.blocks[name] = [captured(name, context.blocks[name][0])]
     try:
-        for _ in template._compiled.root_render_func(context):
-            pass
+        bounded(deque, template._compiled.root_render_func(context), 0)
     except FAILURES as error:
         raise InputError(_failure(error, template.shown, variables, source, settings=SET_BY)) from None
     examples = sum(name.startswith("assistant_") and name != "assistant_prefix" for name in found)
@@ -198,7 +203,7 @@ def render_text(template: str, columns: Mapping[str, JsonValue], source: str = "
     try:
         compiled, name = _text(template)
         only = columns.get(name)
-        return only if type(only) is str else compiled.render(_variables(columns, None, None))
+        return only if type(only) is str else bounded(compiled.render, _variables(columns, None, None))
     except FAILURES as error:
         shown = f"{source}: in {plain(template, 60)!r}"
         raise InputError(_failure(error, shown, columns, "the row", show_line="\n" in template)) from None
@@ -223,8 +228,30 @@ def _variables(
     return variables
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which no single step makes a number, text or list without bounds."""
+
+    intercepted_binops = frozenset(("*", "**", "%"))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """The result. Raises OverflowError where it would be too large."""
+        if operator == "**" and all(isinstance(one, int) for one in (left, right)):
+            if left.bit_length() * max(right, 0) > LONGEST:
+                raise OverflowError("the result of '**' is too large")
+        elif operator == "*" and all(isinstance(one, int) for one in (left, right)):
+            if left.bit_length() + right.bit_length() > LONGEST:
+                raise OverflowError("the result of '*' is too large")
+        elif operator == "*":
+            for one, times in ((left, right), (right, left)):
+                if isinstance(one, str | list | tuple) and isinstance(times, int) and len(one) * times > LONGEST:
+                    raise OverflowError("the result of '*' is too long")
+        elif operator == "%" and isinstance(left, str) and re.search(r"\d{7}|\*", left):
+            raise OverflowError("the width in a format is too large")
+        return super().call_binop(context, operator, left, right)
+
+
 def _environment(loader: jinja2.BaseLoader | None = None) -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Environment(
         undefined=jinja2.StrictUndefined,
         loader=loader,
         finalize=_printable,
@@ -356,6 +383,10 @@ def _failure(
     undefined = re.fullmatch(r"'(.+)' is undefined", str(error))
     if isinstance(error, jinja2.UndefinedError) and undefined:
         return start + _unknown(undefined[1], columns, source, settings or {})
+    if isinstance(error, TooLongError):
+        return f"{start}it {error} with {source}; make its loops shorter"
+    if isinstance(error, MemoryError):
+        return f"{start}it needs more memory than there is, with {source}; make its texts shorter"
     if isinstance(error, RecursionError):
         return f"{start}it includes itself, or recurses too deeply"
     if isinstance(error, jinja2.TemplateSyntaxError):

@@ -25,7 +25,7 @@ from pydantic import JsonValue
 from pipeline import responses, teachers
 from pipeline.asking import record_of
 from pipeline.config import Config
-from pipeline.files import InputError, RunError, atomic, canonical_json, plain, strict_json
+from pipeline.files import InputError, RunError, atomic, canonical_json, plain, regular, strict_json
 from pipeline.progress import bar
 from pipeline.records import Drop
 from pipeline.requests import Asking, Respondent, requests_of, resolve
@@ -252,7 +252,7 @@ def description(given: str) -> dict[str, JsonValue]:
     if not given.lstrip().startswith("{"):
         where = given
         try:
-            text = Path(given).read_bytes().decode()
+            text = regular(Path(given)).read_bytes().decode()
         except OSError as error:
             raise InputError(f"{given}: cannot be read ({error.strerror}); give JSON or the name of a file") from None
         except UnicodeDecodeError:

@@ -50,6 +50,7 @@ from pipeline.files import (
     line_digest,
     make_folder,
     plain,
+    regular,
     strict_json,
     sync_folder,
 )
@@ -649,7 +650,7 @@ def _whole(folder: Path, torn: Callable[[Path, int, bytes], None]) -> Iterator[t
 
 def _opened(path: Path) -> IO[bytes]:
     try:
-        return path.open("rb")
+        return regular(path).open("rb")
     except FileNotFoundError:
         raise RunError(f"{path}: gone; the store was compacted while it was read; run the command again") from None
 

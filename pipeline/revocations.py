@@ -19,7 +19,7 @@ from typing import Final, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.files import InputError, atomic, canonical_json, plain, strict_json
+from pipeline.files import InputError, atomic, canonical_json, plain, regular, strict_json
 from pipeline.records import Manifest, Record
 from pipeline.responses import request_key
 
@@ -58,7 +58,7 @@ def read(run: Path) -> list[Revocation]:
     path = run / FILE
     found: dict[tuple[str, str], Revocation] = {}
     try:
-        with path.open("rb") as lines:
+        with regular(path).open("rb") as lines:
             number = 0
             while raw := lines.readline(LINE_BYTES):
                 number += 1

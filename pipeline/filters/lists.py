@@ -6,7 +6,7 @@ Phrases are compared as pipeline.text normalises them, as whole words: letter ca
 count. A file holds one phrase a line; empty lines and lines that begin with "#" are passed over. Its content is part of the stage's key.
 Patterns are Python's regular expressions, found anywhere in the text as it is written.
 
-Limits: ``re`` has no time limit: a pattern with nested repeats such as ``(a+)+$`` can take forever on a long text.
+Limits: a pattern with nested repeats such as ``(a+)+$`` can take forever on a long text: after 10 s of the processor the run stops.
 """
 
 import re
@@ -18,8 +18,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from pipeline.binding import InputPath
-from pipeline.files import InputError
+from pipeline.files import InputError, regular
 from pipeline.filters.reading import quoted
+from pipeline.limits import TooLongError, bounded
 from pipeline.records import Example
 from pipeline.text import normalise
 
@@ -93,7 +94,12 @@ def _found(
                 if phrase in shown:
                     return part, phrase.strip()
         for pattern in patterns:
-            if match := re.search(pattern, text):
+            try:
+                match = bounded(re.search, pattern, text)
+            except TooLongError as error:
+                told = f"the pattern {quoted(pattern)} {error} on {quoted(example.id)}"
+                raise InputError(f"stages.quality.filters: block_list or allow_list: {told}; write it without nested repeats") from None
+            if match:
                 return part, match[0] or pattern
     return None
 
@@ -108,7 +114,7 @@ def listed(phrases: tuple[str, ...], file: Path | None) -> list[str]:
     found = list(phrases)
     if file is not None:
         try:
-            lines = file.read_bytes().decode("utf-8-sig").split("\n")
+            lines = regular(file).read_bytes().decode("utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{file}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
         except OSError as error:
