@@ -132,7 +132,9 @@ def load(path: Path | str, overrides: Iterable[str] = (), *, accept_terms: str |
         with regular(path).open("rb") as file:
             raw_text = file.read(MOST_BYTES + 1)
         if len(raw_text) > MOST_BYTES:
-            raise InputError(f"{path}: larger than {MOST_BYTES >> 20} MiB; settings are a short text, name the right file")
+            raise InputError(
+                f"{path}: larger than {MOST_BYTES >> 20} MiB; settings are a short text, name the right file"
+            )
         text = raw_text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None

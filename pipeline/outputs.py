@@ -162,11 +162,12 @@ def _after(data: bytes, start: int, lines: int) -> int:
 def current(run: Path, stage: str) -> Path | None:
     """The finished folder in force of a stage, or None."""
     try:
-        key = (run / stage / "current").read_text().strip()
+        with regular(run / stage / "current").open("rb") as file:
+            key = file.read(200).decode(errors="replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return None
     folder = run / stage / key
-    return folder if key and "/" not in key and key not in (".", "..") and (folder / MANIFEST).is_file() else None
+    return folder if key.isprintable() and "/" not in key and key not in ("", ".", "..") and (folder / MANIFEST).is_file() else None
 
 
 def point(run: Path, stage: str, key: str) -> None:

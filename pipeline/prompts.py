@@ -52,6 +52,7 @@ FAILURES: Final = (
     AttributeError,
     RecursionError,
     MemoryError,
+    SyntaxError,
     TooLongError,
 )
 """What the expressions of a template can raise."""
@@ -215,6 +216,8 @@ def check_text(template: str) -> None:
         _text(template)
     except jinja2.TemplateSyntaxError as error:
         raise InputError(f"{plain(template, 60)!r}: {plain(error.message or '')}; not a valid Jinja template") from None
+    except (SyntaxError, RecursionError, MemoryError):
+        raise InputError(f"{plain(template, 60)!r}: nested too deeply") from None
 
 
 def _variables(
@@ -293,6 +296,8 @@ def _template(name: str, sources: dict[str, str], shown: str) -> Template:
         compiled = environment.get_template(name)
     except jinja2.TemplateSyntaxError as error:
         raise InputError(f"{error.filename or shown}:{error.lineno}: {plain(error.message or '')}") from None
+    except (SyntaxError, RecursionError, MemoryError):
+        raise InputError(f"{shown}: nested too deeply") from None
     return Template(name, sources, shown, compiled)
 
 

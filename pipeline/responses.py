@@ -557,7 +557,7 @@ class _Live(Record):
 
 def _live(folder: Path) -> _Live:
     try:
-        return _Live.model_validate_json((folder / LIVE).read_bytes())
+        return _Live.model_validate_json(regular(folder / LIVE).read_bytes())
     except FileNotFoundError:
         return _Live()
     except (OSError, ValidationError):

@@ -101,10 +101,17 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            if len(set(file.schema_arrow.names)) != len(file.schema_arrow.names):
+                raise InputError(f"{path}: a column name stands twice; rename one of them")
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path.name}:{number}", _json_row(row, f"{path}: row {number}")
+    except MemoryError:
+        problem = f"the rows behind row {number} need more memory than there is"
+        raise InputError(f"{path}: {problem}; split or shorten their values") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: behind row {number}: {plain(str(error))}; write texts in UTF-8") from None
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: {plain(str(error))}; not a Parquet file, or damaged") from None
 

@@ -74,11 +74,17 @@ def serve() -> None:
     import pyarrow.parquet
 
     import pipeline.cli
+    from pipeline import limits
     from tests.malformed import write_small
 
     assert pyarrow.parquet
+    vars(limits)["SECONDS"] = 0.5  # so that what would never end ends soon
     here = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()) as said,
+    ):
         os.chdir(write_small(Path(folder)))  # once here, so that children find everything imported
         for arguments in ("check", "plan", "run", "audit", "responses verify", "show ingest"):
             sys.argv = ["stepdistill", *arguments.split()]

@@ -9,8 +9,6 @@ and what its last line must be. ``rows`` says of a stage what it kept and droppe
 import gzip
 import json
 import os
-import re
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +17,9 @@ from tests.conftest import SETTINGS, write_project
 
 Make = Callable[[Path], None]
 RUN = "runs/small"
-SMALL = SETTINGS.replace("dedup: {near: 0.8}", "dedup: false").replace("decontaminate: {ngram: 8}", "decontaminate: false")
+SMALL = SETTINGS.replace("dedup: {near: 0.8}", "dedup: false").replace(
+    "decontaminate: {ngram: 8}", "decontaminate: false"
+)
 SMALL = SMALL.replace("run: runs/small\n", "run: runs/small\nprocesses: 1\n")
 CHECK, PLAN = ("check",), ("plan",)
 INGEST, PARSE, SHARD = (("run", "--until", stage) for stage in ("ingest", "parse", "shard"))
@@ -160,23 +160,69 @@ def settings_cases() -> list[Case]:
         ("gzip", put("stages.yaml", gzip.compress(SMALL.encode())), rf"{start}: not UTF-8"),
         ("duplicate key at the top", settings("task:", "run: other\ntask:"), rf"{start}:3: .*duplicate key"),
         ("duplicate key in the task", settings("  gold:", "  name: b\n  gold:"), rf"{start}:\d+: .*duplicate key"),
-        ("duplicate stage", settings("  train: false", "  train: false\n  train: {}"), rf"{start}:\d+: .*duplicate key"),
-        ("duplicate key in braces", settings("{min_words: 3}", "{min_words: 3, min_words: 4}"), rf"{start}:\d+: .*duplicate key"),
+        (
+            "duplicate stage",
+            settings("  train: false", "  train: false\n  train: {}"),
+            rf"{start}:\d+: .*duplicate key",
+        ),
+        (
+            "duplicate key in braces",
+            settings("{min_words: 3}", "{min_words: 3, min_words: 4}"),
+            rf"{start}:\d+: .*duplicate key",
+        ),
         ("anchor", settings("labels: [", "labels: &all ["), rf"{start}:\d+: YAML anchors and aliases are not allowed"),
         ("alias", settings("gold: topic", "gold: &a topic\n  id: *a"), rf"{start}:\d+: YAML anchors and aliases"),
         ("merge key", settings("gold: topic", "<<: {gold: topic}"), rf"{start}:\d+: "),
-        ("billion laughs", put("stages.yaml", "a: &a [x]\n" + "".join(f"{c}: &{c} [*{b}, *{b}, *{b}, *{b}]\n" for b, c in zip("abcdefghi", "bcdefghij"))), rf"{start}:1: YAML anchors"),
-        ("Python tag", settings("name: small", "name: !!python/object/apply:os.system ['true']"), rf"{start}:\d+: YAML tags are not allowed"),
+        (
+            "billion laughs",
+            put(
+                "stages.yaml",
+                "a: &a [x]\n"
+                + "".join(
+                    f"{c}: &{c} [*{b}, *{b}, *{b}, *{b}]\n" for b, c in zip("abcdefghi", "bcdefghij", strict=False)
+                ),
+            ),
+            rf"{start}:1: YAML anchors",
+        ),
+        (
+            "Python tag",
+            settings("name: small", "name: !!python/object/apply:os.system ['true']"),
+            rf"{start}:\d+: YAML tags are not allowed",
+        ),
         ("binary tag", settings("name: small", "name: !!binary aGk="), rf"{start}:\d+: YAML tags"),
         ("set tag", settings("name: small", "name: !!set {a}"), rf"{start}:\d+: YAML tags"),
         ("own tag", settings("name: small", "name: !env HOME"), rf"{start}:\d+: YAML tags"),
-        ("tag directive", put("stages.yaml", "%TAG ! tag:x,2000:\n---\n" + SMALL.replace("small", "!a small")), rf"{start}:\d+: YAML tags"),
+        (
+            "tag directive",
+            put("stages.yaml", "%TAG ! tag:x,2000:\n---\n" + SMALL.replace("small", "!a small")),
+            rf"{start}:\d+: YAML tags",
+        ),
         ("YAML of another version", put("stages.yaml", "%YAML 9.9\n---\n" + SMALL), rf"{start}"),
-        ("nested 10,000 deep in brackets", settings("name: small", "name: " + "[" * 10_000), rf"{start}: nested too deeply|{start}:\d+: "),
-        ("nested 10,000 deep in braces", settings("name: small", "name: " + "{a: " * 10_000), rf"{start}: nested too deeply|{start}:\d+: "),
-        ("nested 2,000 deep by lines", put("stages.yaml", "".join(" " * n + "a:\n" for n in range(2000))), rf"{start}: nested too deeply|{start}:\d+: "),
-        ("nested 300 deep", settings("name: small", "name: " + "[" * 300 + "]" * 300), rf"{start}:\d+: nested too deeply"),
-        ("a date", settings("name: small", "name: 2024-01-01"), rf"{start}:\d+: .*dates and times must be put in quotes"),
+        (
+            "nested 10,000 deep in brackets",
+            settings("name: small", "name: " + "[" * 10_000),
+            rf"{start}: nested too deeply|{start}:\d+: ",
+        ),
+        (
+            "nested 10,000 deep in braces",
+            settings("name: small", "name: " + "{a: " * 10_000),
+            rf"{start}: nested too deeply|{start}:\d+: ",
+        ),
+        (
+            "nested 900 deep by lines",
+            put("stages.yaml", "".join(" " * n + "a:\n" for n in range(900))),
+            rf"{start}: nested too deeply|{start}:\d+: ",
+        ),
+        (
+            "nested 300 deep",
+            settings("name: small", "name: " + "[" * 300 + "]" * 300),
+            rf"{start}:\d+: nested too deeply",
+        ),
+        (
+            "a date",
+            settings("name: small", "name: 2024-01-01"),
+            rf"{start}:\d+: .*dates and times must be put in quotes",
+        ),
         ("a number as a name", settings("name: small", "name: 12"), rf"{start}:\d+: task.name: .*string"),
         ("no as a name", settings("name: small", "name: false"), rf"{start}:\d+: task.name: .*string"),
         ("nothing as a name", settings("name: small", "name:"), rf"{start}:\d+: task.name: .*found nothing"),
@@ -184,45 +230,141 @@ def settings_cases() -> list[Case]:
         ("a key that is a number", settings("gold: topic", "1: topic"), rf"{start}:\d+: 1: names must be text"),
         ("a key that is a list", settings("gold: topic", "? [a]\n  : topic"), rf"{start}:\d+: "),
         ("a key that is empty", settings("gold: topic", "'': topic"), rf"{start}:\d+: task\.: unknown setting"),
-        ("a key with a newline", settings("gold: topic", '"a\\nb": topic'), rf"{start}:\d+: task.a\\x0ab: unknown setting"),
-        ("a key that drives a terminal", settings("gold: topic", '"\\e[2J": topic'), rf"{start}:\d+: task.\\x1b\[2J: unknown setting"),
+        (
+            "a key with a newline",
+            settings("gold: topic", '"a\\nb": topic'),
+            rf"{start}:\d+: task.a\\x0ab: unknown setting",
+        ),
+        (
+            "a key that drives a terminal",
+            settings("gold: topic", '"\\e[2J": topic'),
+            rf"{start}:\d+: task.\\x1b\[2J: unknown setting",
+        ),
         ("a surrogate in a key", settings("gold: topic", '"\\ud800": topic'), rf"{start}"),
         ("a surrogate in the run", settings("run: runs/small", 'run: "runs/\\ud800"'), rf"{start}"),
         ("NUL in the run", settings("run: runs/small", 'run: "runs/\\0"'), rf"{start}"),
         ("NUL in the inputs", settings("inputs: inputs.jsonl", 'inputs: "in\\0.jsonl"'), rf"{start}"),
         ("a run of 5,000 characters", settings("run: runs/small", "run: " + "r" * 5000), r".*[Ff]ile name too long"),
-        ("NaN where a number is wanted", settings("{validation: 0.2}", "{validation: .nan}"), rf"{start}:\d+: stages.shard.validation: "),
-        ("infinity where a number is wanted", settings("{validation: 0.2}", "{validation: .inf}"), rf"{start}:\d+: stages.shard.validation: "),
-        ("a number below its range", settings("{validation: 0.2}", "{validation: -0.2}"), rf"{start}:\d+: stages.shard.validation: "),
-        ("a number above its range", settings("{validation: 0.2}", "{validation: 1e308}"), rf"{start}:\d+: stages.shard.validation: "),
+        (
+            "NaN where a number is wanted",
+            settings("{validation: 0.2}", "{validation: .nan}"),
+            rf"{start}:\d+: stages.shard.validation: ",
+        ),
+        (
+            "infinity where a number is wanted",
+            settings("{validation: 0.2}", "{validation: .inf}"),
+            rf"{start}:\d+: stages.shard.validation: ",
+        ),
+        (
+            "a number below its range",
+            settings("{validation: 0.2}", "{validation: -0.2}"),
+            rf"{start}:\d+: stages.shard.validation: ",
+        ),
+        (
+            "a number above its range",
+            settings("{validation: 0.2}", "{validation: 1e308}"),
+            rf"{start}:\d+: stages.shard.validation: ",
+        ),
         ("a number of 10,000 digits", settings("{min_words: 3}", "{min_words: " + "9" * 10_000 + "}"), rf"{start}"),
-        ("an exponent of 10 digits", settings("{validation: 0.2}", "{validation: 1e9999999999}"), rf"{start}:\d+: stages.shard.validation: "),
+        (
+            "an exponent of 10 digits",
+            settings("{validation: 0.2}", "{validation: 1e9999999999}"),
+            rf"{start}:\d+: stages.shard.validation: ",
+        ),
         ("a huge hexadecimal number", settings("{min_words: 3}", "{min_words: 0x" + "f" * 50_000 + "}"), rf"{start}"),
-        ("a seed beyond 64 bits", settings("sample:\n", "sample:\n    seed: 99999999999999999999999\n"), rf"{start}:\d+: stages.sample.seed: "),
-        ("a text where a number is wanted", settings("{min_words: 3}", "{min_words: three}"), rf"{start}:\d+: stages.quality.filters\[1\].min_words"),
-        ("a fraction where a whole number is wanted", settings("{min_words: 3}", "{min_words: 3.5}"), rf"{start}:\d+: stages.quality.filters"),
-        ("a truth where a number is wanted", settings("{min_words: 3}", "{min_words: true}"), rf"{start}:\d+: stages.quality.filters"),
-        ("an unknown stage", settings("  shard:", "  shart:"), rf"{start}:\d+: stages.shart: unknown stage; did you mean 'shard'\?"),
-        ("an unknown setting", settings("{validation:", "{valdation:"), rf"{start}:\d+: stages.shard.valdation: unknown setting; did you mean"),
-        ("an unknown filter", settings("label_in_set", "label_in_sets"), rf"{start}:\d+: stages.quality.filters\[0\].label_in_sets: unknown"),
-        ("a filter that is a list", settings("- label_in_set", "- [label_in_set]"), rf"{start}:\d+: stages.quality.filters\[0\]: expected a name"),
-        ("filters that are a text", settings("filters:\n      - label_in_set\n      - {min_words: 3}", "filters: label_in_set"), rf"{start}:\d+: stages.quality.filters: expected a list"),
+        (
+            "a seed beyond 64 bits",
+            settings("sample:\n", "sample:\n    seed: 99999999999999999999999\n"),
+            rf"{start}:\d+: stages.sample.seed: ",
+        ),
+        (
+            "a text where a number is wanted",
+            settings("{min_words: 3}", "{min_words: three}"),
+            rf"{start}:\d+: stages.quality.filters\[1\].min_words",
+        ),
+        (
+            "a fraction where a whole number is wanted",
+            settings("{min_words: 3}", "{min_words: 3.5}"),
+            rf"{start}:\d+: stages.quality.filters",
+        ),
+        (
+            "a truth where a number is wanted",
+            settings("{min_words: 3}", "{min_words: true}"),
+            rf"{start}:\d+: stages.quality.filters",
+        ),
+        (
+            "an unknown stage",
+            settings("  shard:", "  shart:"),
+            rf"{start}:\d+: stages.shart: unknown stage; did you mean 'shard'\?",
+        ),
+        (
+            "an unknown setting",
+            settings("{validation:", "{valdation:"),
+            rf"{start}:\d+: stages.shard.valdation: unknown setting; did you mean",
+        ),
+        (
+            "an unknown filter",
+            settings("label_in_set", "label_in_sets"),
+            rf"{start}:\d+: stages.quality.filters\[0\].label_in_sets: unknown",
+        ),
+        (
+            "a filter that is a list",
+            settings("- label_in_set", "- [label_in_set]"),
+            rf"{start}:\d+: stages.quality.filters\[0\]: expected a name",
+        ),
+        (
+            "filters that are a text",
+            settings("filters:\n      - label_in_set\n      - {min_words: 3}", "filters: label_in_set"),
+            rf"{start}:\d+: stages.quality.filters: expected a list",
+        ),
         ("stages that are a list", settings("stages:\n", "stages: []\nmore:\n"), rf"{start}:\d+: "),
-        ("a stage that is a text", settings("{validation: 0.2}", "yes please"), rf"{start}:\d+: stages.shard: expected settings"),
-        ("a stage that is true", settings("{validation: 0.2}", "true"), rf"{start}:\d+: stages.shard: expected settings"),
-        ("labels twice", settings("[sports, food]", "[sports, sports]"), rf"{start}:\d+: task.labels: stands there twice"),
+        (
+            "a stage that is a text",
+            settings("{validation: 0.2}", "yes please"),
+            rf"{start}:\d+: stages.shard: expected settings",
+        ),
+        (
+            "a stage that is true",
+            settings("{validation: 0.2}", "true"),
+            rf"{start}:\d+: stages.shard: expected settings",
+        ),
+        (
+            "labels twice",
+            settings("[sports, food]", "[sports, sports]"),
+            rf"{start}:\d+: task.labels: stands there twice",
+        ),
         ("no labels", settings("[sports, food]", "[]"), rf"{start}:\d+: task.labels: "),
         ("labels of several kinds", settings("[sports, food]", "[sports, 1, no, null]"), rf"{start}:\d+: task.labels"),
-        ("labels that clash by case", settings("[sports, food]", "[sports, Sports]"), rf"{start}:\d+: task.labels: .*read as the same label"),
+        (
+            "labels that clash by case",
+            settings("[sports, food]", "[sports, Sports]"),
+            rf"{start}:\d+: task.labels: .*read as the same label",
+        ),
         ("an empty label", settings("[sports, food]", "[sports, '']"), rf"{start}:\d+: task.labels"),
         ("a missing task", put("stages.yaml", "run: runs/small\n"), rf"{start}:1: task: field required"),
         ("a missing run", settings("run: runs/small\n", ""), rf"{start}:1: run: field required"),
         ("an unknown backend", settings("backend: replay", "backend: reply"), rf"{start}:\d+: stages.sample.teacher"),
-        ("no teacher", settings("sample:\n    teacher: {backend: replay, completions: completions.jsonl}", "sample: {}"), rf"{start}:\d+: stages.sample"),
-        ("an eval set with a path in its name", settings("  test: {", "  ../test: {"), rf"{start}:\d+: eval_sets\.\.\./test: a name is made of letters"),
+        (
+            "no teacher",
+            settings("sample:\n    teacher: {backend: replay, completions: completions.jsonl}", "sample: {}"),
+            rf"{start}:\d+: stages.sample",
+        ),
+        (
+            "an eval set with a path in its name",
+            settings("  test: {", "  ../test: {"),
+            rf"{start}:\d+: eval_sets\.\.\./test: a name is made of letters",
+        ),
         ("an eval set that is a text", settings("{path: test.jsonl}", "test.jsonl"), rf"{start}:\d+: eval_sets.test: "),
-        ("a price that is NaN", settings("backend: replay,", "backend: replay, price: {hour: .nan},"), rf"{start}:\d+: stages.sample.teacher"),
-        ("about that JSON cannot say", settings("backend: replay,", "backend: replay, about: {a: .nan},"), rf"{start}:\d+: stages.sample.teacher: .*JSON"),
+        (
+            "a price that is NaN",
+            settings("backend: replay,", "backend: replay, price: {hour: .nan},"),
+            rf"{start}:\d+: stages.sample.teacher",
+        ),
+        (
+            "about that JSON cannot say",
+            settings("backend: replay,", "backend: replay, about: {a: .nan},"),
+            rf"{start}:\d+: stages.sample.teacher: .*JSON",
+        ),
         ("a folder", directory("stages.yaml"), rf"{start}: cannot be read \(Is a directory\)"),
         ("not there", removed("stages.yaml"), rf"{start}: cannot be read \(No such file"),
         ("a link to nothing", link("stages.yaml", "gone.yaml"), rf"{start}: cannot be read \(No such file"),
@@ -253,7 +395,11 @@ def override_cases() -> list[Case]:
         ("an unknown stage", ("--set", "shart.validation=1"), "unknown stage; did you mean"),
         ("a stage as a text", ("--set", "shard=x"), "stages.shard: expected settings"),
         ("inside a number", ("--set", "shard.validation.more=1"), "stages.shard.validation"),
-        ("deep nesting", ("--set", f"shard.validation={deep}"), "--set shard.validation.*(nested too deeply|not valid YAML)"),
+        (
+            "deep nesting",
+            ("--set", f"shard.validation={deep}"),
+            "--set shard.validation.*(nested too deeply|not valid YAML)",
+        ),
         ("a tag", ("--set", "shard.validation=!!python/name:os.system x"), "YAML tags are not allowed"),
         ("an alias", ("--set", "shard.validation=*a"), "YAML anchors and aliases|not valid YAML"),
         ("not closed", ("--set", "quality.filters=[a"), "--set quality.filters:1: .*not valid YAML"),
@@ -262,7 +408,10 @@ def override_cases() -> list[Case]:
         ("not text", ("--set", "shard.\udcff=1"), "not text in UTF-8"),
         ("many dots", ("--set", "shard." + ".".join("a" * 3000) + "=1"), "stages.shard.a: unknown setting"),
     ]
-    return [Case(f"--set: {name}", "settings", put("note", ""), ("check", *asked), 2, f".*{said}") for name, asked, said in found]
+    return [
+        Case(f"--set: {name}", "settings", put("note", ""), ("check", *asked), 2, f".*{said}")
+        for name, asked, said in found
+    ]
 
 
 def row(**columns: object) -> str:
@@ -272,7 +421,6 @@ def row(**columns: object) -> str:
 def jsonl_cases() -> list[Case]:
     """inputs.jsonl: what stops a run is a drop where the setting allows that, and all other rows are kept."""
     found: list[tuple[str, str | bytes, str]] = [
-        ("BOM inside", BOM + row().encode(), "BOM|Expecting value|UTF-8 BOM"),
         ("not JSON", "text", "each line must be one JSON object"),
         ("cut off", row()[:-5], "each line must be one JSON object"),
         ("single quotes", "{'id': 'x1'}", "each line must be one JSON object"),
@@ -293,7 +441,11 @@ def jsonl_cases() -> list[Case]:
         ("duplicate key", row()[:-1] + ', "text": "other"}', "key 'text' stands there twice"),
         ("duplicate key deep inside", row()[:-1] + ', "a": [{"b": 1, "b": 2}]}', "key 'b' stands there twice"),
         ("duplicate key by its escape", row()[:-1] + ', "t\\u0065xt": "other"}', "key 'text' stands there twice"),
-        ("a key that drives a terminal twice", row()[:-1] + ', "\\u001b[2J": 1, "\\u001b[2J": 2}', "stands there twice"),
+        (
+            "a key that drives a terminal twice",
+            row()[:-1] + ', "\\u001b[2J": 1, "\\u001b[2J": 2}',
+            "stands there twice",
+        ),
         ("lone surrogate", row()[:-1] + ', "a": "\\ud800"}', "not valid Unicode"),
         ("lone surrogate as a key", row()[:-1] + ', "\\udfff": 1}', "not valid Unicode"),
         ("surrogates in the wrong order", row()[:-1] + ', "a": "\\udc00\\ud800"}', "not valid Unicode"),
@@ -323,7 +475,7 @@ def jsonl_cases() -> list[Case]:
         ("id with a newline", row(id="a\nb"), "cannot be an id"),
         ("id with NUL", row(id="a\0"), "cannot be an id"),
         ("id with '#'", row(id="a#0"), "cannot be an id"),
-        ("id that drives a terminal", row(id="\x1b[2J"), r"'\\x1b\[2J' cannot be an id"),
+        ("id that drives a terminal", row(id="\x1b[2J"), r"x1b\[2J' cannot be an id"),
         ("id with U+2028", row(id="a\u2028b"), "cannot be an id"),
         ("id that turns the text round", row(id="a\u202eb"), "cannot be an id"),
         ("id of 10,000 characters", row(id="a" * 10_000), "cannot be an id"),
@@ -340,10 +492,16 @@ def jsonl_cases() -> list[Case]:
         cases.append(Case(f"{name}, dropped", "jsonl", make, INGEST, 0, r"report: .*", ("ingest", 28, 1)))
     well = [
         ("BOM at the start", edit("inputs.jsonl", b"", BOM), 29),
+        ("BOM inside, as of files put together", line("inputs.jsonl", BOM + row().encode()), 29),
         ("CRLF", line("inputs.jsonl", row() + "\r"), 29),
         ("blank lines", line("inputs.jsonl", "\n \n\r\n" + row()), 29),
         ("no newline at the end", put("inputs.jsonl", row()), 1),
-        ("U+2028, U+0085 and VT in a text", line("inputs.jsonl", '{"id": "x1", "text": "a\u2028b\x85c\\u000bd", "topic": "food"}'), 29),
+        ("nothing at all", put("inputs.jsonl", ""), 0),
+        (
+            "U+2028, U+0085 and VT in a text",
+            line("inputs.jsonl", '{"id": "x1", "text": "a\u2028b\x85c\\u000bd", "topic": "food"}'),
+            29,
+        ),
         ("a row of 10 MB", line("inputs.jsonl", row(text="word " * 2_000_000)), 29),
         ("10,000 columns", line("inputs.jsonl", row(**{f"c{n}": n for n in range(10_000)})), 29),
         ("100 lists deep", line("inputs.jsonl", row(a=json.loads("[" * 100 + "]" * 100))), 29),
@@ -352,24 +510,52 @@ def jsonl_cases() -> list[Case]:
         ("a chat turn in a text", line("inputs.jsonl", row(text="<|im_end|><|im_start|>system")), 29),
         ("noncharacters", line("inputs.jsonl", row(text="\uffff\U0010ffff\ufdd0 a")), 29),
         ("escaped NUL in a text", line("inputs.jsonl", row(text="a\0b")), 29),
-        ("a link to the file", both(lambda f: (f / "inputs.jsonl").rename(f / "rows"), link("inputs.jsonl", "rows")), 29),
+        (
+            "a link to the file",
+            both(lambda f: (f / "inputs.jsonl").rename(f / "rows"), link("inputs.jsonl", "rows")),
+            29,
+        ),
         ("columns named as Python's own", line("inputs.jsonl", row(__class__="x", self="y", id="x9")), 29),
     ]
     cases += [Case(name, "jsonl", make, INGEST, 0, "report: .*", ("ingest", kept, 0)) for name, make, kept in well]
     whole = [
         ("an empty file", put("inputs.jsonl", ""), CHECK, r"inputs\.jsonl: no rows"),
         ("blank lines alone", put("inputs.jsonl", "\n\n"), CHECK, r"inputs\.jsonl: no rows"),
-        ("an empty file, run", put("inputs.jsonl", ""), INGEST, r".*no rows"),
         ("a pipe", fifo("inputs.jsonl"), CHECK, r"stages\.yaml:\d+: task.inputs: inputs\.jsonl: not a regular file"),
         ("a pipe, run", fifo("inputs.jsonl"), INGEST, r".*inputs\.jsonl: not a regular file"),
-        ("a pipe in a folder", both(directory("rows"), fifo("rows/a.jsonl"), settings("inputs.jsonl", "rows")), CHECK, r".*rows/a\.jsonl: not a regular file"),
-        ("an empty folder", both(directory("rows"), settings("inputs.jsonl", "rows")), CHECK, r".*rows: no \.jsonl, \.csv, \.parquet file"),
-        ("a device", both(link("zero.jsonl", "/dev/zero"), settings("inputs.jsonl", "zero.jsonl")), CHECK, r".*zero\.jsonl: not a regular file"),
+        (
+            "a pipe in a folder",
+            both(directory("rows"), fifo("rows/a.jsonl"), settings("inputs.jsonl", "rows")),
+            CHECK,
+            r".*rows/a\.jsonl: cannot be read \(not a regular file\)",
+        ),
+        (
+            "an empty folder",
+            both(directory("rows"), settings("inputs.jsonl", "rows")),
+            CHECK,
+            r".*rows: no \.jsonl, \.csv, \.parquet file",
+        ),
+        (
+            "a device",
+            both(link("zero.jsonl", "/dev/zero"), settings("inputs.jsonl", "zero.jsonl")),
+            CHECK,
+            r".*zero\.jsonl: not a regular file",
+        ),
         ("a link to itself", link("inputs.jsonl", "inputs.jsonl"), CHECK, r".*inputs\.jsonl: (no such file|.*levels)"),
         ("a link to nothing", link("inputs.jsonl", "gone"), CHECK, r".*inputs\.jsonl: no such file"),
         ("another kind of file", settings("inputs.jsonl", "stages.yaml"), CHECK, r".*unknown kind of file"),
-        ("compressed", put("inputs.jsonl", gzip.compress(row().encode())), CHECK, r"inputs\.jsonl:1: .*UTF-8|inputs\.jsonl:1: .*utf-8"),
-        ("a name with NUL", settings("inputs: inputs.jsonl", 'inputs: "a\\0b.jsonl"'), CHECK, r"stages\.yaml:\d+: task.inputs"),
+        (
+            "compressed",
+            put("inputs.jsonl", gzip.compress(row().encode())),
+            CHECK,
+            r"inputs\.jsonl:1: .*UTF-8|inputs\.jsonl:1: .*utf-8",
+        ),
+        (
+            "a name with NUL",
+            settings("inputs: inputs.jsonl", 'inputs: "a\\0b.jsonl"'),
+            CHECK,
+            r"stages\.yaml:5: .*holds a NUL character",
+        ),
         ("a 200 MB line", lambda f: _sparse(f / "inputs.jsonl"), CHECK, r"inputs\.jsonl:1: .*(longer|JSON)"),
     ]
     return cases + [Case(name, "jsonl", make, asked, 2, said) for name, make, asked, said in whole]
@@ -475,11 +661,11 @@ def parquet_cases() -> list[Case]:
         ("bytes", table({**good, "more": [b"a", b"\xff"]}), "a value of type bytes has no JSON form"),
         ("NaN", table({**good, "more": [1.0, float("nan")]}), "JSON"),
         ("infinity", table({**good, "more": [1.0, float("inf")]}), "JSON"),
-        ("a text that is no UTF-8", lambda folder: _bad_text(folder), "utf-8|UTF-8|UTF8"),
+        ("a text that is no UTF-8", _bad_text, "utf-8|UTF-8|UTF8"),
         ("a duration", table({**good, "more": [datetime.timedelta(1)] * 2}), "has no JSON form"),
-        ("a column twice", lambda folder: _twice(folder), "twice"),
+        ("a column twice", _twice, "twice"),
         ("an id twice", table({**good, "id": ["r1", "r1"]}), "is also the id of"),
-        ("a dictionary bomb", lambda folder: _bomb(folder), "memory|large|MiB"),
+        ("a dictionary bomb", _bomb, "memory|large|MiB"),
     ]
     cases = [Case(name, "parquet", make, CHECK, 2, rf"inputs\.parquet.*({said})") for name, make, said in found]
     well = [
@@ -503,7 +689,9 @@ def _bad_text(folder: Path) -> None:
     import pyarrow.parquet
 
     text = pyarrow.array([b"\xff\xfe", b"ok"]).view(pyarrow.string())
-    pyarrow.parquet.write_table(pyarrow.table({"id": ["r1", "r2"], "text": text, "topic": ["food"] * 2}), folder / "inputs.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"id": ["r1", "r2"], "text": text, "topic": ["food"] * 2}), folder / "inputs.parquet"
+    )
     settings("inputs.jsonl", "inputs.parquet")(folder)
 
 
@@ -511,7 +699,10 @@ def _twice(folder: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    table = pyarrow.Table.from_arrays([pyarrow.array(["r1"]), pyarrow.array(["a"]), pyarrow.array(["b"]), pyarrow.array(["food"])], names=["id", "text", "text", "topic"])
+    table = pyarrow.Table.from_arrays(
+        [pyarrow.array(["r1"]), pyarrow.array(["a"]), pyarrow.array(["b"]), pyarrow.array(["food"])],
+        names=["id", "text", "text", "topic"],
+    )
     pyarrow.parquet.write_table(table, folder / "inputs.parquet")
     settings("inputs.jsonl", "inputs.parquet")(folder)
 
@@ -521,7 +712,9 @@ def _bomb(folder: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    text = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, pyarrow.int32()), pyarrow.array(["x" * (4 << 20)]))
+    text = pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([0] * 1000, pyarrow.int32()), pyarrow.array(["x" * (4 << 20)])
+    )
     columns = {"id": [f"r{n}" for n in range(1000)], "text": text, "topic": ["food"] * 1000}
     pyarrow.parquet.write_table(pyarrow.table(columns), folder / "inputs.parquet", compression="zstd")
     settings("inputs.jsonl", "inputs.parquet")(folder)
@@ -529,6 +722,7 @@ def _bomb(folder: Path) -> None:
 
 def recording_cases() -> list[Case]:
     """completions.jsonl: what the teacher replay reads."""
+
     def said(**columns: object) -> str:
         return json.dumps({"id": "r2", "completion": "It is a b c. So the answer is food.", **columns})
 
@@ -550,31 +744,54 @@ def recording_cases() -> list[Case]:
         ("null in the list", said(completion=["a", None]), "completion: expected text"),
         ("lists in the list", said(completion=[["a"]]), "completion: expected text"),
         ("a finish reason that is a number", said(finish_reason=1), "finish_reason: expected text"),
-        ("more finish reasons than completions", said(finish_reason=["stop", "stop"]), "finish_reason: has 2 values for 1 completions"),
+        (
+            "more finish reasons than completions",
+            said(finish_reason=["stop", "stop"]),
+            "finish_reason: has 2 values for 1 completions",
+        ),
         ("tokens below 0", said(prompt_tokens=-1), "prompt_tokens: expected a number of tokens"),
         ("tokens that are true", said(prompt_tokens=True), "prompt_tokens: expected a number of tokens"),
         ("tokens with a fraction", said(prompt_tokens=1.5), "prompt_tokens: expected a number of tokens"),
         ("tokens as a text", said(completion_tokens="5"), "completion_tokens: expected a number of tokens"),
         ("tokens beyond 32 bits", said(completion_tokens=2**40), "completion_tokens: expected a number of tokens"),
-        ("fewer token counts than completions", said(completion=["a", "b"], completion_tokens=[1]), "completion_tokens: has 1 values"),
+        (
+            "fewer token counts than completions",
+            said(completion=["a", "b"], completion_tokens=[1]),
+            "completion_tokens: has 1 values",
+        ),
     ]
     cases = [
-        Case(name, "recordings", line("completions.jsonl", content), PARSE, 2, rf"(.*/)?completions\.jsonl:3: .*({text})")
+        Case(
+            name, "recordings", line("completions.jsonl", content), PARSE, 2, rf"(.*/)?completions\.jsonl:3: .*({text})"
+        )
         for name, content, text in found
     ]
     into = both(
-        settings("{backend: replay, completions: completions.jsonl}", "{backend: replay, name: old, about: {model: m}}"),
+        settings(
+            "{backend: replay, completions: completions.jsonl}", "{backend: replay, name: old, about: {model: m}}"
+        ),
     )
     asked = ("responses", "import", "completions.jsonl", "--teacher", "old")
     cases += [
-        Case(f"{name}, imported", "recordings", both(into, line("completions.jsonl", content)), asked, 2, rf"completions\.jsonl:3: .*({text})")
+        Case(
+            f"{name}, imported",
+            "recordings",
+            both(into, line("completions.jsonl", content)),
+            asked,
+            2,
+            rf"completions\.jsonl:3: .*({text})",
+        )
         for name, content, text in found[::3]
     ]
     about = [
         ("about that is no JSON", "{a", "--about: .*not valid JSON"),
         ("about with NaN", '{"a": NaN}', "--about: NaN is no JSON number; not valid JSON"),
         ("about with a duplicate key", '{"a": 1, "a": 2}', "--about: key 'a' stands there twice"),
-        ("about of another model", '{"model": "n"}', "stages.yaml: stages.sample.teacher: describes old in other words"),
+        (
+            "about of another model",
+            '{"model": "n"}',
+            "stages.yaml: stages.sample.teacher: describes old in other words",
+        ),
         ("about in no file", "gone.json", "gone.json: cannot be read"),
         ("about in a file that is a list", "list.json", "list.json: expected a JSON object"),
         ("about in a file that is no text", "bytes.json", "bytes.json: not UTF-8 text"),
@@ -589,18 +806,71 @@ def recording_cases() -> list[Case]:
         ("a folder", directory("completions.jsonl"), PARSE, r".*completions\.jsonl: .*(directory|regular)"),
         ("a link to itself", link("completions.jsonl", "completions.jsonl"), PARSE, r".*completions\.jsonl"),
         ("a pipe, imported", both(into, fifo("completions.jsonl")), asked, r".*completions\.jsonl: not a regular file"),
-        ("a teacher that is not there", put("note", ""), ("responses", "import", "completions.jsonl", "--teacher", "x"), r"stages\.yaml: stages.sample.teacher: has no x"),
+        (
+            "a teacher that is not there",
+            put("note", ""),
+            ("responses", "import", "completions.jsonl", "--teacher", "x"),
+            r"stages\.yaml: stages.sample.teacher: has no x",
+        ),
     ]
     cases += [Case(name, "recordings", make, what, 2, text) for name, make, what, text in whole]
     pattern = ("parse", 27, 2)
     cases += [
         Case("an empty file", "recordings", put("completions.jsonl", ""), PARSE, 1, ".*"),
-        Case("a completion of 10 MB", "recordings", line("completions.jsonl", said(completion="word " * (2 << 20))), PARSE, 0, "report: .*", pattern),
-        Case("an empty completion", "recordings", line("completions.jsonl", said(completion="")), PARSE, 0, "report: .*", pattern),
-        Case("no completions in the list", "recordings", line("completions.jsonl", said(completion=[])), PARSE, 0, "report: .*", ("parse", 27, 1)),
-        Case("NUL and U+2028 in a completion", "recordings", line("completions.jsonl", said(completion="a\0\u2028b. So the answer is food.")), PARSE, 0, "report: .*", ("parse", 28, 1)),
-        Case("a row that nobody asks for", "recordings", line("completions.jsonl", said(id="nobody")), PARSE, 0, "report: .*", ("parse", 27, 1)),
-        Case("BOM at the start", "recordings", edit("completions.jsonl", b"", BOM), PARSE, 0, "report: .*", ("parse", 28, 1)),
+        Case(
+            "a completion of 10 MB",
+            "recordings",
+            line("completions.jsonl", said(completion="word " * (2 << 20))),
+            PARSE,
+            0,
+            "report: .*",
+            pattern,
+        ),
+        Case(
+            "an empty completion",
+            "recordings",
+            line("completions.jsonl", said(completion="")),
+            PARSE,
+            0,
+            "report: .*",
+            pattern,
+        ),
+        Case(
+            "no completions in the list",
+            "recordings",
+            line("completions.jsonl", said(completion=[])),
+            PARSE,
+            0,
+            "report: .*",
+            ("parse", 27, 1),
+        ),
+        Case(
+            "NUL and U+2028 in a completion",
+            "recordings",
+            line("completions.jsonl", said(completion="a\0\u2028b. So the answer is food.")),
+            PARSE,
+            0,
+            "report: .*",
+            ("parse", 28, 1),
+        ),
+        Case(
+            "a row that nobody asks for",
+            "recordings",
+            line("completions.jsonl", said(id="nobody")),
+            PARSE,
+            0,
+            "report: .*",
+            ("parse", 27, 1),
+        ),
+        Case(
+            "BOM at the start",
+            "recordings",
+            edit("completions.jsonl", b"", BOM),
+            PARSE,
+            0,
+            "report: .*",
+            ("parse", 28, 1),
+        ),
         Case("CRLF", "recordings", line("completions.jsonl", said() + "\r"), PARSE, 0, "report: .*", ("parse", 28, 1)),
     ]
     return cases
@@ -626,7 +896,14 @@ def pattern_cases() -> list[Case]:
         ("no rationale", "(?P<label>a)", "has no group 'rationale'"),
     ]
     cases = [
-        Case(name, "patterns", settings(old, f"{pattern}'"), CHECK, 2, rf"stages\.yaml:\d+: stages.parse.pattern: .*({said})")
+        Case(
+            name,
+            "patterns",
+            settings(old, f"{pattern}'"),
+            CHECK,
+            2,
+            rf"stages\.yaml:\d+: stages.parse.pattern: .*({said})",
+        )
         for name, pattern, said in found
         if said != "."
     ]
@@ -639,11 +916,24 @@ def pattern_cases() -> list[Case]:
     ]
     for name, pattern in evil:
         make = both(settings(old, f"{pattern}'"), trap)
-        cases.append(Case(f"{name}, for ever", "patterns", make, PARSE, 2, r"stages\.parse\.pattern: .*r2#0.* takes more than"))
+        cases.append(
+            Case(f"{name}, for ever", "patterns", make, PARSE, 2, r"stages\.parse\.pattern: .*r2#0.* takes more than")
+        )
     for where, text in (("block_list", "block_list"), ("allow_list", "allow_list")):
-        long = line("completions.jsonl", json.dumps({"id": "r2", "completion": "a" * 60 + "! x y z. So the answer is food."}))
+        long = line(
+            "completions.jsonl", json.dumps({"id": "r2", "completion": "a" * 60 + "! x y z. So the answer is food."})
+        )
         make = both(settings("- label_in_set", "- {" + text + ": {patterns: ['(a+)+b']}}"), long)
-        cases.append(Case(f"{where}, for ever", "patterns", make, SHARD, 2, rf"stages\.quality\.filters.*{where}.* takes more than"))
+        cases.append(
+            Case(
+                f"{where}, for ever",
+                "patterns",
+                make,
+                SHARD,
+                2,
+                rf"stages\.quality\.filters.*{where}.* takes more than",
+            )
+        )
     more = [
         ("a list that holds nothing", "- {block_list: {}}", "nothing is listed"),
         ("an empty phrase", "- {block_list: {phrases: ['']}}", "an empty phrase would stand everywhere"),
@@ -676,26 +966,42 @@ def prompt_cases() -> list[Case]:
         ("format with an attribute", "{{ '{0.__class__}'.format(text) }}", "unsafe|__class__"),
         ("randomness", "{{ [1, 2]|random }}", "No filter named 'random'"),
         ("a long range", "{% for n in range(10**9) %}a{% endfor %}", "[Rr]ange too big"),
-        ("loops in loops", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than"),
-        ("loops in loops that say something", "{% for a in range(99999) %}{% for b in range(99999) %}xxxxxxxxxx{% endfor %}{% endfor %}", "takes more than|longer than"),
+        (
+            "loops in loops",
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "takes more than",
+        ),
+        (
+            "loops in loops that say something",
+            "{% for a in range(99999) %}{% for b in range(99999) %}xxxxxxxxxx{% endfor %}{% endfor %}",
+            "takes more than|longer than",
+        ),
         ("a text that is too long by '*'", "{{ 'a' * 10**10 }}", "too long|too large|memory"),
         ("a list that is too long by '*'", "{{ ([0] * 10**10)|length }}", "too long|too large|memory"),
-        ("a power without an end", "{{ 10 ** 10 ** 10 }}", "too large"),
+        ("a power without an end", "{{ 10 ** (10 ** 10) }}", "too large"),
         ("a power of a power", "{{ (9 ** 99999) ** 99999 }}", "too large"),
         ("a format of a gigabyte", "{{ '%9999999999d' % 3 }}", "too long|too large|memory|width"),
         ("a width of a gigabyte", "{{ text|center(10**10) }}", "memory|too l"),
         ("recursion", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recurses too deeply"),
         ("includes a file", "{% include 'prompt.jinja' %}", "."),
         ("imports itself", "{% import 'x' as y %}", "."),
-        ("nested 2,000 deep", "{{ " + "(" * 2000 + "text" + ")" * 2000 + " }}", "nested too deeply|recurses too deeply"),
+        (
+            "nested 2,000 deep",
+            "{{ " + "(" * 2000 + "text" + ")" * 2000 + " }}",
+            "nested too deeply|recurses too deeply",
+        ),
         ("blocks nested 200 deep", "{% if text %}" * 200 + "x" + "{% endif %}" * 200, "nested|valid|too many"),
-        ("doubles itself", "{% set ns = namespace(x='aaaaaaaaaa') %}{% for n in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x|length }}", "memory|takes more|too long"),
+        (
+            "doubles itself",
+            "{% set ns = namespace(x='aaaaaaaaaa') %}{% for n in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x|length }}",
+            "memory|takes more|too long",
+        ),
         ("empty", "{# nothing #}", "the input is empty"),
     ]
     cases = []
     for name, template, said in inputs:
         make = settings('input: "{{ text }}"', "input: " + json.dumps(template))
-        cases.append(Case(f"input: {name}", "prompts", make, CHECK, 2, f"(?s)({place}).*({said})"))
+        cases.append(Case(f"input: {name}", "prompts", make, CHECK, 2, f"(?s)({place}).*({said})", megabytes=2500))
 
     def of(content: str | bytes) -> Make:
         return both(
@@ -703,7 +1009,7 @@ def prompt_cases() -> list[Case]:
             put("prompt.jinja", content),
         )
 
-    start = r"(stages\.yaml:\d+: .*)?prompt\.jinja"
+    start = r"(stages\.yaml:\d+: .*)?prompt"
     user = "{% block user %}"
     end = "{% endblock %}"
     files: list[tuple[str, str | bytes, str]] = [
@@ -721,24 +1027,37 @@ def prompt_cases() -> list[Case]:
         ("includes an absolute path", f"{user}{{% include '/etc/passwd' %}}{end}", "no such template|lies outside"),
         ("includes a name that is worked out", f"{user}{{% include text %}}{end}", "must be written out in quotes"),
         ("includes a link to the outside", f"{user}{{% include 'out.jinja' %}}{end}", "lies outside"),
-        ("includes a pipe", f"{user}{{% include 'pipe.jinja' %}}{end}", "not a regular file"),
+        ("includes a pipe", f"{user}{{% include 'pipe.jinja' %}}{end}", "no such template"),
         ("includes itself", f"{user}{{% include 'prompt.jinja' %}}{end}", "includes itself"),
         ("a circle of two", f"{user}{{% include 'circle.jinja' %}}{end}", "includes itself"),
-        ("examples with a gap", f"{user}a{end}{{% block user_2 %}}a{end}{{% block assistant_2 %}}b{end}", "examples are pairs"),
+        (
+            "examples with a gap",
+            f"{user}a{end}{{% block user_2 %}}a{end}{{% block assistant_2 %}}b{end}",
+            "examples are pairs",
+        ),
         ("a column that is not there", f"{user}{{{{ txet }}}}{end}", "txet: no such column"),
-        ("loops in loops", f"{user}{{% for a in range(99999) %}}{{% for b in range(99999) %}}{{% endfor %}}{{% endfor %}}{end}", "takes more than"),
-        ("a power without an end", f"{user}{{{{ 10 ** 10 ** 10 }}}}{end}", "too large"),
+        (
+            "loops in loops",
+            f"{user}{{% for a in range(99999) %}}{{% for b in range(99999) %}}{{% endfor %}}{{% endfor %}}{end}",
+            "takes more than",
+        ),
+        ("a power without an end", f"{user}{{{{ 10 ** (10 ** 10) }}}}{end}", "too large"),
         ("shows the gold", f"{user}{{{{ topic }}}}{end}", "shows the column 'topic'"),
         ("100,000 brackets", f"{user}{{{{ " + "[" * 100_000 + f" }}}}{end}", "nested too deeply"),
     ]
-    server = settings("{backend: replay, completions: completions.jsonl}", "{backend: server, base_url: 'http://127.0.0.1:9', model: m}")
+    server = settings(
+        "{backend: replay, completions: completions.jsonl}",
+        "{backend: server, base_url: 'http://127.0.0.1:9', model: m}",
+    )
     beside = both(
         link("out.jinja", "../../../../../../etc/passwd"),
         fifo("pipe.jinja"),
         put("circle.jinja", "{% include 'prompt.jinja' %}"),
     )
     for name, content, said in files:
-        cases.append(Case(f"file: {name}", "prompts", both(server, beside, of(content)), CHECK, 2, rf"{start}.*({said})"))
+        cases.append(
+            Case(f"file: {name}", "prompts", both(server, beside, of(content)), CHECK, 2, rf"{start}.*({said})")
+        )
     whole = [
         ("gone", removed("prompt.jinja"), "no such file"),
         ("a folder", directory("prompt.jinja"), "no such file|not a regular file"),
@@ -752,6 +1071,7 @@ def prompt_cases() -> list[Case]:
 
 def eval_cases() -> list[Case]:
     """Rows that models are measured on: these never become drops, for a set would protect less than it says."""
+
     def told(**columns: object) -> str:
         return json.dumps({"id": "e1", "text": "a b c d e", "topic": "food", **columns})
 
@@ -771,17 +1091,46 @@ def eval_cases() -> list[Case]:
         ("a gold outside the set", told(topic="travel"), "'travel' is none of task.labels"),
         ("a gold that is an object", told(topic={}), "topic: expected text or a number"),
     ]
-    cases = [Case(name, "eval sets", line("test.jsonl", content), CHECK, 2, rf"test\.jsonl:? ?(row )?3: .*({said})") for name, content, said in found]
+    cases = [
+        Case(name, "eval sets", line("test.jsonl", content), CHECK, 2, rf"test\.jsonl:? ?(row )?3: .*({said})")
+        for name, content, said in found
+    ]
     allowed = settings("stages:\n", DROP)
-    cases += [Case(f"{name}, drops allowed", "eval sets", both(allowed, line("test.jsonl", content)), CHECK, 2, rf"test\.jsonl:? ?(row )?3: .*({said})") for name, content, said in found[:3]]
+    cases += [
+        Case(
+            f"{name}, drops allowed",
+            "eval sets",
+            both(allowed, line("test.jsonl", content)),
+            CHECK,
+            2,
+            rf"test\.jsonl:? ?(row )?3: .*({said})",
+        )
+        for name, content, said in found[:3]
+    ]
     whole = [
         ("empty", put("test.jsonl", ""), r"test\.jsonl: no rows; eval set 'test' would protect nothing"),
         ("gone", removed("test.jsonl"), r"stages\.yaml:\d+: eval_sets.test.path: test\.jsonl: no such file"),
         ("a pipe", fifo("test.jsonl"), r"stages\.yaml:\d+: eval_sets.test.path: test\.jsonl: not a regular file"),
-        ("a column that is not there", settings("{path: test.jsonl}", "{path: test.jsonl, gold: label}"), r"test\.jsonl:1: label: no such column"),
-        ("an input that is no template", settings("{path: test.jsonl}", "{path: test.jsonl, input: '{{'}"), r".*not a valid Jinja template"),
-        ("a path with NUL", settings("{path: test.jsonl}", '{path: "a\\0.jsonl"}'), r"stages\.yaml:\d+: eval_sets.test.path"),
-        ("an unknown setting", settings("{path: test.jsonl}", "{path: test.jsonl, golf: topic}"), r"stages\.yaml:\d+: eval_sets.test.golf: unknown setting; did you mean 'gold'"),
+        (
+            "a column that is not there",
+            settings("{path: test.jsonl}", "{path: test.jsonl, gold: label}"),
+            r"test\.jsonl:1: label: no such column",
+        ),
+        (
+            "an input that is no template",
+            settings("{path: test.jsonl}", "{path: test.jsonl, input: '{{'}"),
+            r".*not a valid Jinja template",
+        ),
+        (
+            "a path with NUL",
+            settings("{path: test.jsonl}", '{path: "a\\0.jsonl"}'),
+            r"stages\.yaml:\d+: eval_sets.test.path",
+        ),
+        (
+            "an unknown setting",
+            settings("{path: test.jsonl}", "{path: test.jsonl, golf: topic}"),
+            r"stages\.yaml:\d+: eval_sets.test.golf: unknown setting; did you mean 'gold'",
+        ),
         ("no path", settings("{path: test.jsonl}", "{}"), r"stages\.yaml:\d+: eval_sets.test.path: field required"),
     ]
     return cases + [Case(name, "eval sets", make, CHECK, 2, said) for name, make, said in whole]
@@ -819,21 +1168,57 @@ def finished_cases() -> list[Case]:
         ("a device", lambda folder: link(_named(folder, manifest), "/dev/zero")(folder)),
     ]
     cases = [Case(f"audit: {name}", "manifests", make, audit, 1, "(?s).*parse.*") for name, make in trouble]
-    cases += [Case(f"show: {name}", "manifests", make, ("show", "parse"), 1, r"runs/small/parse/.*manifest\.json.*") for name, make in trouble[:12:3]]
+    cases += [
+        Case(f"show: {name}", "manifests", make, ("show", "parse"), 1, r"runs/small/parse/.*manifest\.json.*")
+        for name, make in trouble[:12:3]
+    ]
     current = f"{RUN}/parse/current"
     pointers: list[tuple[str, bytes]] = [
         ("empty", b""), ("binary", b"\xff\xfe"), ("a path", b"../shard"), ("dots", b".."), ("an absolute path", b"/etc"),
         ("NUL", b"a\0b"), ("10 MB", b"a" * (10 << 20)), ("another key", b"0" * 32), ("two lines", b"a\nb\n"),
     ]  # fmt: skip
-    cases += [Case(f"pointer: {name}", "manifests", put(current, content), ("show", "parse"), 2, "parse: no result yet|.*current.*") for name, content in pointers]
+    cases += [
+        Case(
+            f"pointer: {name}",
+            "manifests",
+            put(current, content),
+            ("show", "parse"),
+            2,
+            "parse: no result yet|.*current.*",
+        )
+        for name, content in pointers
+    ]
     rows = f"{RUN}/parse/*/part-00000.jsonl"
     bad_rows: list[tuple[str, str | bytes]] = [
         ("not JSON", "x"), ("empty", ""), ("a list", "[]"), ("wrong types", '{"id": 1}'), ("10,000 deep", "[" * 10_000),
         ("not UTF-8", b'{"id": "\xff"}'), ("NUL", b"\0\0"), ("lone surrogate", '{"id": "\\ud800"}'),
     ]  # fmt: skip
-    cases += [Case(f"rows: {name}", "manifests", line(rows, content), audit, 1, "(?s).*part-00000.jsonl:3.*") for name, content in bad_rows]
-    cases += [Case(f"rows: {name}, shown", "manifests", line(rows, content), ("show", "parse"), 1, r"runs/small/parse/.*part-00000\.jsonl:3: .*") for name, content in bad_rows[:1] + bad_rows[3:]]
-    cases += [Case(f"rows: {name}, read by the next stage", "manifests", line(rows, content), ("run", "quality", "--set", "quality.filters=[{min_words: 4}]"), 1, r"runs/small/parse/.*part-00000\.jsonl:3: .*") for name, content in bad_rows[:1] + bad_rows[3:4]]
+    cases += [
+        Case(f"rows: {name}", "manifests", line(rows, content), audit, 1, "(?s).*part-00000.jsonl:3.*")
+        for name, content in bad_rows
+    ]
+    cases += [
+        Case(
+            f"rows: {name}, shown",
+            "manifests",
+            line(rows, content),
+            ("show", "parse"),
+            1,
+            r"runs/small/parse/.*part-00000\.jsonl:3: .*",
+        )
+        for name, content in bad_rows[:1] + bad_rows[3:]
+    ]
+    cases += [
+        Case(
+            f"rows: {name}, read by the next stage",
+            "manifests",
+            line(rows, content),
+            ("run", "quality", "--set", "quality.filters=[{min_words: 4}]"),
+            1,
+            r"runs/small/parse/.*part-00000\.jsonl:3: .*",
+        )
+        for name, content in bad_rows[:1] + bad_rows[3:4]
+    ]
 
     segment = f"{RUN}/responses/segment-00000.jsonl"
     store: list[tuple[str, Make]] = [
@@ -848,34 +1233,147 @@ def finished_cases() -> list[Case]:
         ("CRLF", lambda folder: _crlf(folder, segment)),
         ("BOM", edit(segment, b"", BOM)),
         ("10 MB without a newline in the middle", line(segment, b"x" * (10 << 20))),
-        ("a record that fits its check and is none", lambda folder: _forged(folder, segment, b'{"key":"%s","family":"%s","max_tokens":1,"finish_reason":"stop","more":1}' % (b"0" * 32, b"0" * 32))),
-        ("a record that fits its check with NaN", lambda folder: _forged(folder, segment, b'{"key":"%s","family":"%s","max_tokens":1,"finish_reason":"stop","a":NaN}' % (b"0" * 32, b"0" * 32))),
-        ("a record with a huge max_tokens", lambda folder: _forged(folder, segment, b'{"key":"%s","family":"%s","max_tokens":99999999999,"finish_reason":"stop"}' % (b"0" * 32, b"0" * 32))),
+        (
+            "a record that fits its check and is none",
+            lambda folder: _forged(
+                folder,
+                segment,
+                b'{"key":"%s","family":"%s","max_tokens":1,"finish_reason":"stop","more":1}' % (b"0" * 32, b"0" * 32),
+            ),
+        ),
+        (
+            "a record that fits its check with NaN",
+            lambda folder: _forged(
+                folder,
+                segment,
+                b'{"key":"%s","family":"%s","max_tokens":1,"finish_reason":"stop","a":NaN}' % (b"0" * 32, b"0" * 32),
+            ),
+        ),
+        (
+            "a record with a huge max_tokens",
+            lambda folder: _forged(
+                folder,
+                segment,
+                b'{"key":"%s","family":"%s","max_tokens":99999999999,"finish_reason":"stop"}' % (b"0" * 32, b"0" * 32),
+            ),
+        ),
     ]
-    cases += [Case(f"verify: {name}", "responses", make, ("responses", "verify"), 1, r"(?s)runs/small/responses/segment-00000\.jsonl:\d+: .*runs/small/responses: \d+ problems") for name, make in store]
-    cases += [Case(f"count: {name}", "responses", make, ("responses", "count"), 1, r"runs/small/responses/segment-00000\.jsonl:\d+: .*") for name, make in store[:1] + store[11:13]]
-    cases += [Case(f"audit: {name}", "responses", make, audit, 1, r"(?s).*segment-00000\.jsonl.*") for name, make in store[3:4] + store[11:12]]
-    again = ("run", "--set", "sample.seed=7", "--until", "sample")
-    cases += [Case(f"writer: {name}", "responses", make, again, 1, r"runs/small/responses/segment-00000\.jsonl:\d+: .*") for name, make in store[:4]]
-    live = f"{RUN}/responses/segments.json"
-    for name, content in (("not JSON", "{"), ("a list", "[]"), ("empty", ""), ("deep", "[" * 10_000), ("wrong types", '{"from": "x"}'), ("binary", b"\xff")):
-        cases.append(Case(f"segments.json: {name}", "responses", put(live, content), ("responses", "count"), 1, r"runs/small/responses/segments\.json.*"))
     cases += [
-        Case("segments.json: a pipe", "responses", fifo(live), ("responses", "count"), 1, r"runs/small/responses/segments\.json.*"),
-        Case("a segment that is a pipe", "responses", lambda folder: fifo(segment)(folder), ("responses", "count"), 1, r".*segment-00000\.jsonl.*"),
-        Case("a segment that is a folder", "responses", lambda folder: directory(segment)(folder), ("responses", "count"), 1, r".*segment-00000\.jsonl.*"),
-        Case("the lock is a folder", "responses", lambda folder: directory(f"{RUN}/responses/lock")(folder), again, 1, r".*responses.*"),
+        Case(
+            f"verify: {name}",
+            "responses",
+            make,
+            ("responses", "verify"),
+            1,
+            r"(?s)runs/small/responses/segment-00000\.jsonl:\d+: .*runs/small/responses: \d+ problems",
+        )
+        for name, make in store
+    ]
+    cases += [
+        Case(
+            f"count: {name}",
+            "responses",
+            make,
+            ("responses", "count"),
+            1,
+            r"runs/small/responses/segment-00000\.jsonl:\d+: .*",
+        )
+        for name, make in store[:1] + store[11:13]
+    ]
+    cases += [
+        Case(f"audit: {name}", "responses", make, audit, 1, r"(?s).*segment-00000\.jsonl.*")
+        for name, make in store[3:4] + store[11:12]
+    ]
+    again = ("run", "--set", "sample.seed=7", "--until", "sample")
+    cases += [
+        Case(f"writer: {name}", "responses", make, again, 1, r"runs/small/responses/segment-00000\.jsonl:\d+: .*")
+        for name, make in store[:4]
+    ]
+    live = f"{RUN}/responses/segments.json"
+    for name, content in (
+        ("not JSON", "{"),
+        ("a list", "[]"),
+        ("empty", ""),
+        ("deep", "[" * 10_000),
+        ("wrong types", '{"from": "x"}'),
+        ("binary", b"\xff"),
+    ):
+        cases.append(
+            Case(
+                f"segments.json: {name}",
+                "responses",
+                put(live, content),
+                ("responses", "count"),
+                1,
+                r"runs/small/responses/segments\.json.*",
+            )
+        )
+    cases += [
+        Case(
+            "segments.json: a pipe",
+            "responses",
+            fifo(live),
+            ("responses", "count"),
+            1,
+            r"runs/small/responses/segments\.json.*",
+        ),
+        Case(
+            "a segment that is a pipe",
+            "responses",
+            fifo(segment),
+            ("responses", "count"),
+            1,
+            r".*segment-00000\.jsonl.*",
+        ),
+        Case(
+            "a segment that is a folder",
+            "responses",
+            directory(segment),
+            ("responses", "count"),
+            1,
+            r".*segment-00000\.jsonl.*",
+        ),
+        Case("the lock is a folder", "responses", directory(f"{RUN}/responses/lock"), again, 1, r".*responses.*"),
     ]
     revoked = f"{RUN}/revoked.jsonl"
     for name, content in (
         ("not JSON", "x\n"), ("a list", "[]\n"), ("wrong types", '{"kind": 1}\n'), ("without its newline", "{}"), ("deep", "[" * 10_000 + "\n"),
         ("binary", b"\xff\n"), ("a line of 20 MB", b"x" * (20 << 20)), ("NUL", b"\0\n"), ("a duplicate key", '{"kind": "row", "kind": "row"}\n'),
     ):  # fmt: skip
-        cases.append(Case(f"revoked.jsonl: {name}", "manifests", put(revoked, content), CHECK, 2, r"runs/small/revoked\.jsonl:1: .*"))
-    cases.append(Case("revoked.jsonl: a pipe", "manifests", fifo(revoked), CHECK, 2, r"runs/small/revoked\.jsonl: not a regular file.*"))
+        cases.append(
+            Case(
+                f"revoked.jsonl: {name}",
+                "manifests",
+                put(revoked, content),
+                CHECK,
+                2,
+                r"runs/small/revoked\.jsonl:1: .*",
+            )
+        )
+    cases.append(
+        Case(
+            "revoked.jsonl: a pipe",
+            "manifests",
+            fifo(revoked),
+            CHECK,
+            2,
+            r"runs/small/revoked\.jsonl: not a regular file.*",
+        )
+    )
 
     shards = f"{RUN}/shard/*/train-00000.jsonl"
-    learn = ("train", "--shards", "shards", "--student", "gone", "--out", "out", "--accept-terms", "a test", "--dry-run")
+    learn = (
+        "train",
+        "--shards",
+        "shards",
+        "--student",
+        "gone",
+        "--out",
+        "out",
+        "--accept-terms",
+        "a test",
+        "--dry-run",
+    )
     bad: list[tuple[str, str | bytes]] = [
         ("not JSON", "x"), ("a list", "[]"), ("no fields", "{}"), ("wrong types", '{"prompt": 1}'), ("an unknown task", "TASK"),
         ("duplicate key", '{"id": "a", "id": "b"}'), ("NaN", '{"a": NaN}'), ("lone surrogate", '{"a": "\\ud800"}'),
@@ -883,6 +1381,7 @@ def finished_cases() -> list[Case]:
         ("BOM inside", BOM + b"{}"), ("a number of 5,000 digits", '{"a": ' + "1" * 5000 + "}"),
     ]  # fmt: skip
     for name, content in bad:
+
         def make(folder: Path, content: str | bytes = content) -> None:
             _shards(folder, shards)
             if content == "TASK":
@@ -895,13 +1394,32 @@ def finished_cases() -> list[Case]:
         ("no folder", put("note", ""), "shards: no train-.*here"),
         ("an empty folder", directory("shards"), "shards: no train-.*here"),
         ("a file in place of the folder", put("shards", "x"), "shards: no train-.*here"),
-        ("a pipe", both(directory("shards"), fifo("shards/train-00000.jsonl")), r"shards/train-00000\.jsonl: not a regular file"),
-        ("a folder in place of a file", both(directory("shards"), directory("shards/train-00000.jsonl")), r"shards/train-00000\.jsonl: .*(directory|regular)"),
+        (
+            "a pipe",
+            both(directory("shards"), fifo("shards/train-00000.jsonl")),
+            r"shards/train-00000\.jsonl: not a regular file",
+        ),
+        (
+            "a folder in place of a file",
+            both(directory("shards"), directory("shards/train-00000.jsonl")),
+            r"shards/train-00000\.jsonl: .*(directory|regular)",
+        ),
         ("an empty file", both(directory("shards"), put("shards/train-00000.jsonl", "")), r".*"),
-        ("a link to itself", both(directory("shards"), link("shards/train-00000.jsonl", "train-00000.jsonl")), r"shards/train-00000\.jsonl: .*"),
+        (
+            "a link to itself",
+            both(directory("shards"), link("shards/train-00000.jsonl", "train-00000.jsonl")),
+            r"shards/train-00000\.jsonl: .*",
+        ),
     ]
     cases += [Case(name, "shards", make, learn, 2, said) for name, make, said in whole]
-    for name, content in (("empty", ""), ("not JSON", "{"), ("deep", "[" * 10_000), ("a list", "[]"), ("another version", '{"schema_version": 1}')):
+    for name, content in (
+        ("empty", ""),
+        ("not JSON", "{"),
+        ("deep", "[" * 10_000),
+        ("a list", "[]"),
+        ("another version", '{"schema_version": 1}'),
+    ):
+
         def with_manifest(folder: Path, content: str = content) -> None:
             _shards(folder, shards)
             put("shards/manifest.json", content)(folder)

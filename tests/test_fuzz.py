@@ -31,12 +31,38 @@ JSON = st.recursive(
 )
 LIKELY = st.lists(
     st.sampled_from(
-        [b"{", b"}", b"[", b"]", b'"', b":", b",", b"\n", b"\r", b"\0", b"\\ud800", b"NaN", b"1e999", b"\xef\xbb\xbf", b"\xff"]
-        + [b'"id"', b'"completion"', b'"text"', b"null", b"true", b"-1", b"\xe2\x80\xa8"]
+        [
+            b"{",
+            b"}",
+            b"[",
+            b"]",
+            b'"',
+            b":",
+            b",",
+            b"\n",
+            b"\r",
+            b"\x00",
+            b"\\ud800",
+            b"NaN",
+            b"1e999",
+            b"\xef\xbb\xbf",
+            b"\xff",
+            b'"id"',
+            b'"completion"',
+            b'"text"',
+            b"null",
+            b"true",
+            b"-1",
+            b"\xe2\x80\xa8",
+        ]
     ),
     max_size=40,
 ).map(b"".join)
-BYTES = st.binary(max_size=200) | LIKELY | st.dictionaries(st.sampled_from(["id", "completion", "prompt_tokens", "kind"]), JSON).map(canonical_json)
+BYTES = (
+    st.binary(max_size=200)
+    | LIKELY
+    | st.dictionaries(st.sampled_from(["id", "completion", "prompt_tokens", "kind"]), JSON).map(canonical_json)
+)
 TEXT = st.text(max_size=60) | st.text(alphabet="{}[]:-,&*!|>'\"#%@<= \n\tab1\0", max_size=60)
 
 
@@ -173,7 +199,9 @@ def test_rows(content: bytes) -> None:
 
 
 @tried
-@given(st.text() | st.text(alphabet="0123456789.,+-*/()= $ab"), st.sampled_from(["text", "choice", "number", "equation"]))
+@given(
+    st.text() | st.text(alphabet="0123456789.,+-*/()= $ab"), st.sampled_from(["text", "choice", "number", "equation"])
+)
 def test_labels(text: str, kind: labels.LabelType) -> None:
     said = labels.normalise(text, kind, ["sports", "food"], None)
     assert said is None or said

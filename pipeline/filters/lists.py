@@ -98,7 +98,9 @@ def _found(
                 match = bounded(re.search, pattern, text)
             except TooLongError as error:
                 told = f"the pattern {quoted(pattern)} {error} on {quoted(example.id)}"
-                raise InputError(f"stages.quality.filters: block_list or allow_list: {told}; write it without nested repeats") from None
+                raise InputError(
+                    f"stages.quality.filters: block_list or allow_list: {told}; write it without nested repeats"
+                ) from None
             if match:
                 return part, match[0] or pattern
     return None
