@@ -11,7 +11,7 @@ from typing import Any
 from pipeline import evaluate, gates, measure, outputs, provenance, sample, teachers, usage
 from pipeline.binding import suggestion
 from pipeline.config import Config
-from pipeline.files import InputError, RunError, plain
+from pipeline.files import InputError, RunError, plain, strict_json
 from pipeline.gates import Verdict
 from pipeline.ingest import prompts
 from pipeline.metrics import Costs, Metrics
@@ -124,8 +124,17 @@ def rows(config: Config, stage: str, *, dropped: bool = False, reason: str | Non
             if reason is None or drop.reason == reason:
                 yield drop.plain()
         return
-    for line in outputs.lines(folder):
-        yield json.loads(line)
+    for file in outputs.row_files(folder):
+        path = folder / file.path
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    row = strict_json(line)
+                    if not isinstance(row, dict):
+                        raise ValueError("no JSON object")
+                except ValueError as error:
+                    raise RunError(f"{path}:{number}: not a row ({plain(str(error))}); run `stepdistill audit`") from None
+                yield row
 
 
 def result(config: Config, stage: str) -> Path:

@@ -733,7 +733,7 @@ def recording_cases() -> list[Case]:
         ("duplicate key", said()[:-1] + ', "completion": "b"}', "stands there twice"),
         ("lone surrogate", said()[:-1] + ', "a": "\\ud800"}', "not valid Unicode"),
         ("NaN", said()[:-1] + ', "a": NaN}', "NaN is no JSON number"),
-        ("Latin-1", said().replace("food", "caf\xe9").encode("utf-8").replace(b"\\u00e9", b"\xe9"), "utf-8|UTF-8"),
+        ("Latin-1", said().replace("food", "caf\xe9").encode("latin-1"), "utf-8|UTF-8"),
         ("10,000 deep", said()[:-1] + ', "a": ' + "[" * 10_000 + "]" * 10_000 + "}", "nested too deeply"),
         ("no id", '{"completion": "a"}', "id: expected text, found None"),
         ("a number as id", said(id=2), "id: expected text, found 2"),
@@ -795,17 +795,16 @@ def recording_cases() -> list[Case]:
         ("about in no file", "gone.json", "gone.json: cannot be read"),
         ("about in a file that is a list", "list.json", "list.json: expected a JSON object"),
         ("about in a file that is no text", "bytes.json", "bytes.json: not UTF-8 text"),
-        ("about in a pipe", "pipe.json", "pipe.json: not a regular file"),
+        ("about in a pipe", "pipe.json", "pipe.json: .*not a regular file"),
     ]
     files = both(into, put("list.json", "[]"), put("bytes.json", b"\xff"), fifo("pipe.json"))
     cases += [Case(name, "recordings", files, (*asked, "--about", value), 2, text) for name, value, text in about]
     whole = [
         ("gone", removed("completions.jsonl"), PARSE, r".*completions\.jsonl.*(No such file|no such file)"),
-        ("a pipe", fifo("completions.jsonl"), PARSE, r".*completions\.jsonl: not a regular file"),
-        ("a pipe, checked", fifo("completions.jsonl"), CHECK, r".*completions\.jsonl: not a regular file"),
-        ("a folder", directory("completions.jsonl"), PARSE, r".*completions\.jsonl: .*(directory|regular)"),
+        ("a pipe", fifo("completions.jsonl"), PARSE, r".*completions\.jsonl: .*not a regular file"),
+        ("a folder", directory("completions.jsonl"), PARSE, r".*completions\.jsonl: (no \.jsonl|.*directory)"),
         ("a link to itself", link("completions.jsonl", "completions.jsonl"), PARSE, r".*completions\.jsonl"),
-        ("a pipe, imported", both(into, fifo("completions.jsonl")), asked, r".*completions\.jsonl: not a regular file"),
+        ("a pipe, imported", both(into, fifo("completions.jsonl")), asked, r".*completions\.jsonl: .*not a regular file"),
         (
             "a teacher that is not there",
             put("note", ""),
@@ -816,7 +815,7 @@ def recording_cases() -> list[Case]:
     cases += [Case(name, "recordings", make, what, 2, text) for name, make, what, text in whole]
     pattern = ("parse", 27, 2)
     cases += [
-        Case("an empty file", "recordings", put("completions.jsonl", ""), PARSE, 1, ".*"),
+        Case("an empty file", "recordings", put("completions.jsonl", ""), PARSE, 0, "report: .*", ("parse", 0, 0)),
         Case(
             "a completion of 10 MB",
             "recordings",
@@ -917,7 +916,7 @@ def pattern_cases() -> list[Case]:
     for name, pattern in evil:
         make = both(settings(old, f"{pattern}'"), trap)
         cases.append(
-            Case(f"{name}, for ever", "patterns", make, PARSE, 2, r"stages\.parse\.pattern: .*r2#0.* takes more than")
+            Case(f"{name}, for ever", "patterns", make, PARSE, 2, r"stages\.parse\.pattern: response r.*takes more than")
         )
     for where, text in (("block_list", "block_list"), ("allow_list", "allow_list")):
         long = line(
@@ -941,7 +940,7 @@ def pattern_cases() -> list[Case]:
         ("a list in no file", "- {block_list: {file: gone.txt}}", "gone.txt"),
         ("a list in an empty file", "- {block_list: {file: empty.txt}}", "empty.txt: no phrase in this file"),
         ("a list in bytes", "- {block_list: {file: bytes.txt}}", "bytes.txt: not UTF-8"),
-        ("a list in a pipe", "- {block_list: {file: pipe.txt}}", "pipe.txt: not a regular file"),
+        ("a list in a pipe", "- {block_list: {file: pipe.txt}}", "pipe.txt: .*not a regular file"),
         ("a list in a folder", "- {block_list: {file: folder}}", "folder"),
     ]
     files = both(put("empty.txt", "\n# a\n"), put("bytes.txt", b"\xff"), fifo("pipe.txt"), directory("folder"))
