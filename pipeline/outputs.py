@@ -167,7 +167,11 @@ def current(run: Path, stage: str) -> Path | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     folder = run / stage / key
-    return folder if key.isprintable() and "/" not in key and key not in ("", ".", "..") and (folder / MANIFEST).is_file() else None
+    return (
+        folder
+        if key.isprintable() and "/" not in key and key not in ("", ".", "..") and (folder / MANIFEST).is_file()
+        else None
+    )
 
 
 def point(run: Path, stage: str, key: str) -> None:

@@ -133,7 +133,9 @@ def rows(config: Config, stage: str, *, dropped: bool = False, reason: str | Non
                     if not isinstance(row, dict):
                         raise ValueError("no JSON object")
                 except ValueError as error:
-                    raise RunError(f"{path}:{number}: not a row ({plain(str(error))}); run `stepdistill audit`") from None
+                    raise RunError(
+                        f"{path}:{number}: not a row ({plain(str(error))}); run `stepdistill audit`"
+                    ) from None
                 yield row
 
 
