@@ -1410,7 +1410,6 @@ def finished_cases() -> list[Case]:
             both(directory("shards"), directory("shards/train-00000.jsonl")),
             r"shards/train-00000\.jsonl: .*(directory|regular)",
         ),
-        ("an empty file", both(directory("shards"), put("shards/train-00000.jsonl", "")), r".*"),
         (
             "a link to itself",
             both(directory("shards"), link("shards/train-00000.jsonl", "train-00000.jsonl")),
