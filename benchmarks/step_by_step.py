@@ -210,7 +210,7 @@ def paired(pairs: list[tuple[str, str]]) -> tuple[float, float, float]:
 
 
 def table(out: Path) -> str:
-    from pipeline.evaluate import accuracy_interval
+    from pipeline.intervals import accuracy_interval
 
     groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
     for cell in read(out).values():

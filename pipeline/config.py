@@ -242,7 +242,7 @@ def _bind_stages(
         """A value of the configuration; a stage that another one asks for before its turn is bound then."""
         if path not in values:
             bind_stage(path.split(".")[1])
-        return values[path]
+        return values.get(path)  # None of a stage that is switched off
 
     def bind_stage(name: str) -> None:
         stage = STAGES[name]
@@ -251,6 +251,7 @@ def _bind_stages(
         if settings is False:
             if not stage.optional:
                 raise Problem(("stages", name), "this stage cannot be switched off")
+            values[f"stages.{name}"] = None
             return
         bound[name] = bind(stage.settings, settings, lookup=lookup, folder=folder, where=("stages", name))
         if name not in revoked:

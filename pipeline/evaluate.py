@@ -1,529 +1,795 @@
-"""evaluate: the student beside its teacher, the label-only baseline and the most frequent label, on the same rows of each eval set.
+"""evaluate: the student beside its teacher, the label-only baseline, the most frequent label and the nearest neighbour, on the same rows.
 
     -> {"id": "test/student/5f0c..", "eval_set": "test", "model": "student", "row": "5f0c..", "gold": "sports", "label": "sports", ...}
 
 Beside the predictions the stage's folder holds::
 
-    metrics.json        Metrics: accuracy with its interval, macro-F1, each label's precision and recall, confusion matrix, comparisons
-    rationales.jsonl    Rationale: what the student writes when it is asked why, for a few rows drawn by ``seed``
-    run-speed.json      Speeds: a measurement, so it is no part of the result and stands in no manifest
+    metrics.json        Metrics: what all of it comes to (pipeline/metrics.py); follows from the files below
+    rows.jsonl          EvalRow: the rows that count, and what is known of each
+    rationales.jsonl    Rationale: what the teacher and the students write when they are asked why, for rows drawn by ``seed``
+    safety.jsonl        Probed: what the student, and the model that it was made from, say to the safety probes
+    validation.jsonl    Validation: the students' label probabilities for rows kept from training; temperatures are fitted on them
+    run-speed.json      Costs: measurements, so they are no part of the result and stand in no manifest
 
 The teacher is asked as the sample stage asked it (same prompt, same sampling, same vote) through the response store, so a second
-evaluation costs nothing; where its prompt shows the true label (``rationalise``), it is left out. Student and baseline answer
-greedily, the way they were trained: prefix, input, separator.
+evaluation costs nothing; where its prompt shows the true label (``rationalise``), it is left out. Of several teachers each is also there
+by itself (``teacher:<name>``). Students answer greedily, the way they were trained: prefix, input, separator; what they said is kept in
+``<run>/answers``, so that they are not asked again either.
 
 Limits: a row without an answer counts as wrong, so a model that answers rarely looks bad, not good; ``unanswered`` says how often. An
 answer is read as a whole: a student that goes on talking after its label, or had to be cut off, is wrong. Intervals speak of other
-rows from the same source, not of other training seeds. Answers may differ in rare near-ties between machines and batch sizes.
+rows from the same source, not of other training seeds. Answers may differ in rare near-ties between machines and batch sizes. Label
+probabilities are computed by transformers, whichever backend writes the answers.
 """
 
+import heapq
 import math
 import random
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, JsonValue
+import xxhash
+from pydantic import AfterValidator, Field, JsonValue
 
-from pipeline import embedded
+from pipeline import answering, embedded, eval_rows, faithfulness, measure, nearest, outputs
+from pipeline import safety as probes
+from pipeline.answering import Backend, Checkpoint, Failed, Memory, Precision, Student, opened
 from pipeline.binding import From
-from pipeline.files import InputError, atomic, write_json
+from pipeline.cost import cost, peak_memory
+from pipeline.cost import latency as latency_of
+from pipeline.eval_rows import Asked
+from pipeline.files import InputError, RunError, atomic, write_json
 from pipeline.formats import Format
-from pipeline.generate import Answer, greedy
-from pipeline.ingest import prompts as read_prompts
-from pipeline.labels import LabelType, normalise, same, value
+from pipeline.gates import Gates
+from pipeline.generate import Answer
+from pipeline.judge import scores as judge_scores
+from pipeline.labels import LabelType, closed_set, read_label, same
+from pipeline.measure import Evidence, Facts, Measuring
+from pipeline.metrics import Cost, Costs, EvalRow, Metrics, Probed, Rationale, Validation
 from pipeline.outputs import Job, Totals, read
 from pipeline.parse import parse as parse_responses
 from pipeline.progress import Advance, bar, say_line
-from pipeline.records import Drop, Example, Prediction, Prompt, Record, Response, Row, Target, TrainingRow
+from pipeline.records import Drop, Example, Prediction, Response, Row, Target, TrainingRow
+from pipeline.requests import TEACHER, all_requests, resolve
+from pipeline.responses import Store, open_store
 from pipeline.sample import answers
+from pipeline.sample import identities as teacher_identities
+from pipeline.scoring import label_log_probabilities, label_tokens, probabilities
 from pipeline.shard import said_label, student_prompt
 from pipeline.sources import EvalSet
-from pipeline.spending import Meter
-from pipeline.student import EMBEDDED, StudentSettings, quiet
-from pipeline.student import load as load_student
-from pipeline.teachers import TeacherSettings, Vllm
+from pipeline.spending import cost as price_of
+from pipeline.student import EMBEDDED, StudentSettings
+from pipeline.teachers import Request, Teacher, TeacherSettings, Vllm, connect
+from pipeline.teachers import identity as identity_of_teacher
+from pipeline.teachers import name as teacher_name
+from pipeline.teachers import name_of as teachers_name_of
 
-METRICS = "metrics.json"
-RATIONALES = "rationales.jsonl"
-MOST_RESAMPLES = 100_000  # behind a comparison; intervals no longer move from there on
-SPEEDS = "run-speed.json"
-INTERVAL = "95% Wilson score interval"
-Z95 = 1.959963984540054  # the normal distribution's 97.5th percentile
-Interval = tuple[float, float]
-Precision = Literal["float32", "bfloat16"]
+MOST_RESAMPLES: Final = 100_000  # behind an interval; they no longer move from there on
+SPEEDS: Final = "run-speed.json"
+MODEL: Final = "model:"  # before the name of a further model, among the identities in a manifest
+DIGITS: Final = 6  # of a probability
+TIMED_BATCHES: Final = 4  # of students, to measure their speed
+TIMED_REQUESTS: Final = 64  # to a teacher, at once
 Positive = Annotated[int, Field(gt=0)]
 
 
-class LabelScores(Record):
-    """How one label fared. Precision is None where it was never answered, recall where it is no row's true label."""
-
-    precision: float | None
-    recall: float | None
-    gold: int = Field(description="rows with this true label")
-    answered: int = Field(description="rows that the model gave this label")
-
-
-class ModelMetrics(Record):
-    """One model on one eval set. Shares run from 0 to 1 and count every row with a true label, answered or not."""
-
-    rows: int
-    answered: int = Field(description="rows whose answer could be read as a label")
-    unanswered: int = Field(description="rows for which the model gave no text at all; counted as wrong")
-    correct: int
-    accuracy: float
-    accuracy_interval: Interval
-    macro_f1: float | None = Field(
-        description="over the labels that are some row's truth or answer; None without a closed set"
-    )
-    labels: dict[str, LabelScores]
-    confusion: list[list[int]] = Field(
-        description="a row for each true label, a column for each answered one, and a last one: anything else"
-    )
-    same_as_teacher: int | None = Field(description="rows answered as the teacher answered them, right or wrong")
-    teacher_rows: int | None = Field(description="rows that the teacher answered")
-    parameters: int | None = Field(description="None for a teacher whose weights do not lie in a local folder")
+def _named(models: dict[str, str]) -> dict[str, str]:
+    for name in models:
+        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise ValueError(f"{name!r}: a name is made of letters, digits, '.', '-' and '_'")
+        if measure.kind_of(name) != "model":
+            raise ValueError(f"{name!r} is the name of a model that is measured anyway; choose another")
+    return models
 
 
-class Comparison(Record):
-    """Two models on the same rows: the first's accuracy minus the second's, with a paired bootstrap interval."""
-
-    first: str
-    second: str
-    difference: float
-    interval: Interval
-    only_first: int = Field(description="rows that the first alone has right")
-    only_second: int
-
-
-class SetMetrics(Record):
-    """All models on one eval set."""
-
-    rows: int = Field(description="rows that count; those without a usable true label are among the drops")
-    dropped: int
-    classes: list[str] = Field(description="the closed label set, in order; empty for open answers")
-    majority: str | None = Field(description="the label that the model 'majority' always gives")
-    models: dict[str, ModelMetrics]
-    comparisons: list[Comparison]
-
-
-class Metrics(Record):
-    """What metrics.json holds."""
-
-    label_type: str
-    interval: str
-    eval_sets: dict[str, SetMetrics]
-
-
-class Rationale(Row, frozen=True):
-    """A line of rationales.jsonl: the student asked why."""
-
-    eval_set: str
-    row: str
-    input: str
-    gold: str
-    label: str | None
-    rationale: str
-    finished: bool = Field(description="False where the rationale was cut off at its longest")
-
-
-class Speed(Record):
-    """How fast a model answered, its start not counted; for the teacher, the requests that the store could not answer."""
-
-    rows: int
-    seconds: float
-    examples_per_second: float
-
-
-class Speeds(Record):
-    """What run-speed.json holds. The teacher is missing where all of its answers came from the response store."""
-
-    device: str
-    models: dict[str, Speed]
+Models = Annotated[dict[str, str], AfterValidator(_named)]
+"""Name -> checkpoint folder, Hub name or 'embedded'."""
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A language model with its tokenizer and the way it is asked, ready to answer."""
+class _How:
+    """How students are asked."""
 
-    model: Any
-    tokenizer: Any
-    format: Format = field(default_factory=Format)
-
-    @property
-    def parameters(self) -> int:
-        """How many weights it has, shared ones counted once."""
-        return sum(weights.numel() for weights in self.model.parameters())
-
-
-@dataclass(frozen=True)
-class _Row:
-    """An eval row that counts, with its normalised true label."""
-
-    eval_set: str
-    prompt: Prompt
-    gold: str
-
-    @property
-    def place(self) -> str:
-        return f"{self.eval_set}/{self.prompt.id}"
+    backend: Backend
+    batch_size: int
+    max_new_tokens: int
+    max_rationale_tokens: int
+    precision: Precision
+    label_type: LabelType
+    labels: Sequence[str] | None
+    targets: Sequence[Target]
+    latency: int
+    price_per_hour: float | None
 
 
 @dataclass(frozen=True)
-class _Answered:
-    """What a model said to each row, in the rows' order: text and label."""
+class _Said:
+    """What a model said to each row, in the rows' order."""
 
     model: str
-    texts: list[str | None]
-    labels: list[str | None]
+    texts: Sequence[str | None]
+    labels: Sequence[str | None]
+    probabilities: Sequence[dict[str, float] | None] = ()
+    probabilities_of: Literal["scores", "votes"] | None = None
     parameters: int | None = None
-    speed: Speed | None = None
+    rationales: Sequence[Rationale] = ()
+    validation: Sequence[Validation] = ()
+    cost: Cost | None = None
 
 
 def evaluate(
     job: Job,
     *,
+    models: Models = {},  # noqa: B006 - settings are never changed
+    backend: Backend = "transformers",
     batch_size: Positive = 32,
     max_new_tokens: Positive = 32,
     precision: Precision = "float32",
-    rationales: Annotated[int, Field(ge=0)] = 12,
+    rationales: Annotated[int, Field(ge=0)] = 48,
     max_rationale_tokens: Positive = 96,
+    temperature_rows: Annotated[int, Field(ge=0)] = 1000,
+    latency: Annotated[int, Field(ge=0)] = 16,
+    price_per_hour: Annotated[float, Field(ge=0)] | None = None,
     bootstrap: Annotated[int, Field(gt=0, le=MOST_RESAMPLES)] = 2000,
+    safety: bool = True,
+    gates: Gates = {},  # noqa: B006
     seed: int = 0,
     eval_sets: Annotated[dict[str, EvalSet], From("eval_sets")],
     labels: Annotated[list[str] | None, From("task.labels")],
+    slices: Annotated[list[str], From("task.slices")],
     label_type: Annotated[LabelType, From("stages.parse.label_type")],
     targets: Annotated[list[Target], From("task.targets")],
     sample: Annotated[dict[str, Any], From("stages.sample")],
     parse: Annotated[dict[str, Any], From("stages.parse")],
+    judge: Annotated[dict[str, Any] | None, From("stages.judge")] = None,
+    base: Annotated[StudentSettings | None, From("stages.train.student")] = None,
 ) -> Generator[Prediction | Drop, None, Totals]:
     """Ask every model for every eval row.
 
-    ``max_new_tokens`` bounds a label, ``max_rationale_tokens`` a rationale; ``rationales`` is how many the student writes for each eval
-    set; ``bootstrap`` the number of resamples behind each comparison. An eval row without a true label, or with one outside the label
-    set, is dropped once for each model. Raises InputError where an eval set cannot be read.
+    ``models``: further checkpoints, by name, asked as the student is. ``backend``: what runs the students. ``max_new_tokens`` bounds a
+    label, ``max_rationale_tokens`` a rationale; ``rationales`` is how many are asked for in each eval set; ``temperature_rows`` on how
+    many validation rows at most a temperature is fitted. ``latency``: how many rows are asked one at a time to measure what an answer
+    takes (0: nothing is measured); a local vLLM teacher is started for it; ``price_per_hour`` is that of the machine that students run on,
+    in the currency of the teacher's price. ``bootstrap`` is the number of resamples behind intervals. ``safety``: the student and what it
+    was made from are probed (``pipeline/safety.py``). ``gates``: what must be reached
+    (``pipeline/gates.py``), or the command ends with exit code 1. An eval row without a true label, or with one outside the label set, is
+    dropped once for each model. Raises InputError where an eval set or a model cannot be read.
     """
-    rows, drops = _eval_rows(eval_sets, label_type, labels)
-    trained = job.inputs.get("train")
-    folders = {name: trained / name for name in ("student", "baseline")} if trained is not None else {}
-    classes = closed_set(label_type, labels)
-    majority = _majority(job) if classes else None
+    rows, drops = eval_rows.read(eval_sets, label_type, labels, slices)
+    shards, trained = job.inputs.get("shard"), job.inputs.get("train")
+    found = eval_rows.overlapping(shards) if shards is not None else None
+    how = _How(
+        backend,
+        batch_size,
+        max_new_tokens,
+        max_rationale_tokens,
+        precision,
+        label_type,
+        labels,
+        targets,
+        latency,
+        price_per_hour,
+    )
+    chosen = _drawn(rows, rationales if "rationale" in targets else 0, seed)
+    training = _training_rows(shards) if shards is not None else []
+    majority = _majority(training) if closed_set(label_type, labels) else None
 
-    answered: list[_Answered] = []
+    said: list[_Said] = []
+    agreement: list[float | None] = [None] * len(rows)
     if sample["rationalise"]:
         say_line("evaluate: the teacher is left out; its prompt shows the true label (stages.sample.rationalise)")
     else:
-        asked = _ask_teacher(rows, sample, parse, job.responses, label_type, labels)
-        # A recording that holds no answer to any eval row says nothing about the teacher.
-        answered += [asked] if any(text is not None for text in asked.texts) else []
-    told: list[Rationale] = []
-    for name, folder in folders.items():
-        if not folder.is_dir():
-            continue
-        checkpoint = load(str(folder), precision)
-        found = _ask_student(name, checkpoint, rows, label_type, labels, targets, batch_size, max_new_tokens)
-        answered.append(found)
-        if name == "student" and "rationale" in targets:
-            chosen = _drawn(rows, rationales, seed)
-            told = _explain(checkpoint, rows, found.labels, chosen, batch_size, max_rationale_tokens)
-        del checkpoint
+        teachers, agreement = _ask_teachers(rows, sample, parse, job.responses, how, chosen)
+        said += _timed_teachers(teachers, rows, sample, latency, job.folder)
+    sources = {name: trained / name for name in ("student", "baseline") if (trained / name).is_dir()} if trained else {}
+    probed: list[Probed] = []
+    if students := {**sources, **models}:
+        kept = _validation_rows(shards, targets, temperature_rows) if shards is not None else []
+        with open_store(job.responses.parent / answering.FOLDER) as store:
+            said += [
+                _ask_student(name, str(source), rows, how, chosen, kept, store) for name, source in students.items()
+            ]
+            if safety and base is not None and "student" in students:
+                probed = _probe(str(students["student"]), base.source, rows, how, store)
+    if judge is not None and chosen:
+        said = _judged(said, judge, job.responses)
+    if training:
+        near = nearest.labels([row.prompt.input for row in rows], training)
+        said.append(_Said("nearest", near, near, parameters=0))
     if majority is not None:
-        answered.append(_Answered("majority", [majority] * len(rows), [majority] * len(rows), parameters=0))
+        said.append(_Said("majority", [majority] * len(rows), [majority] * len(rows), parameters=0))
 
-    predictions = {found.model: _predictions(rows, found, label_type) for found in answered}
-    parameters = {found.model: found.parameters for found in answered}
-    found_sets = {}
-    for name in eval_sets:
-        here = {model: [row for row in given if row.eval_set == name] for model, given in predictions.items()}
-        dropped = sum(drop.id.startswith(f"{name}/") for drop in drops)
-        found_sets[name] = set_metrics(here, classes, label_type, majority, parameters, dropped, bootstrap, seed)
-    metrics = Metrics(label_type=label_type, interval=INTERVAL, eval_sets=found_sets)
-    write_json(job.folder / METRICS, metrics.model_dump(mode="json"))
-    with atomic(job.folder / RATIONALES) as file:
-        file.writelines(rationale.line() + b"\n" for rationale in told)
-    speeds = Speeds(device=device(), models={found.model: found.speed for found in answered if found.speed is not None})
-    write_json(job.folder / SPEEDS, speeds.model_dump(mode="json"))
+    evidence = Evidence(
+        rows=[
+            EvalRow(
+                eval_set=row.eval_set,
+                row=row.prompt.id,
+                input=row.prompt.input,
+                gold=row.gold,
+                choices=row.prompt.choices,
+                slices=row.prompt.slices,
+                agreement=agreed,
+                contaminated=(found or {}).get(row.eval_set, {}).get(row.prompt.id, []),
+            )
+            for row, agreed in zip(rows, agreement, strict=True)
+        ],
+        predictions={one.model: _predictions(rows, one, label_type) for one in said},
+        rationales=[rationale for one in said for rationale in one.rationales],
+        validation=[row for one in said for row in one.validation],
+        probed=probed,
+    )
+    facts = Facts(
+        dropped={name: sum(drop.id.startswith(f"{name}/") for drop in drops) for name in eval_sets},
+        parameters={one.model: one.parameters for one in said},
+        majority=majority,
+        compared=[*(found or {})],
+        base=base.source if base is not None and probed else None,
+    )
+    metrics = measure.measure(evidence, Measuring(label_type, labels, targets, bootstrap, seed), facts)
+    _write(job.folder / measure.ROWS, evidence.rows)
+    _write(job.folder / measure.RATIONALES, evidence.rationales)
+    _write(job.folder / measure.VALIDATION, evidence.validation)
+    _write(job.folder / measure.SAFETY, evidence.probed)
+    write_json(job.folder / measure.METRICS, metrics.model_dump(mode="json"))
+    write_json(job.folder / SPEEDS, _costs(said, price_per_hour).model_dump(mode="json"))
 
-    for model, given in predictions.items():
+    for model, given in evidence.predictions.items():
         yield from given
         for drop in drops:
             eval_set, _, row = drop.id.partition("/")
             yield drop.changed(id=f"{eval_set}/{model}/{row}")
     return Totals(
-        (len(rows) + len(drops)) * len(answered), {"models": list(predictions), "summary": summary(found_sets)}
+        (len(rows) + len(drops)) * len(said),
+        {"models": list(evidence.predictions), "summary": measure.summary(metrics)},
     )
 
 
-def evaluate_model(
-    model: str,
-    eval_set: EvalSet,
+def evaluate_models(
+    models: Mapping[str, str],
+    eval_sets: Mapping[str, EvalSet],
     *,
-    name: str = "eval",
-    labels: list[str] | None = None,
+    answers_in: Path | None = None,
+    labels: Sequence[str] | None = None,
+    slices: Sequence[str] = (),
     label_type: LabelType = "text",
     targets: Sequence[Target] = ("label",),
+    backend: Backend = "transformers",
     batch_size: int = 32,
     max_new_tokens: int = 32,
     precision: Precision = "float32",
-) -> dict[str, Any]:
-    """Metrics of any checkpoint (folder, hub name or ``embedded``) on one file of eval rows, asked as a student is.
+    latency: int = 16,
+    price_per_hour: float | None = None,
+    bootstrap: int = 2000,
+    seed: int = 0,
+) -> tuple[Metrics, Costs]:
+    """Metrics of any checkpoints (name -> folder, Hub name or ``embedded``) on any eval sets, asked as students are.
 
-    The fields are those of ModelMetrics, and ``model``, ``eval_set``, ``dropped``, ``interval``, ``classes`` and ``examples_per_second``
-    beside them. Raises InputError where model or rows cannot be read, or no row has a usable true label.
+    ``answers_in``: a folder where answers are kept, and looked up. Raises InputError where a model or rows cannot be read, or no row of
+    an eval set has a usable true label.
     """
-    rows, drops = _eval_rows({name: eval_set}, label_type, labels)
-    if not rows:
-        raise InputError(
-            f"{eval_set.path}: none of {len(drops)} rows has a usable true label; name their column with gold"
-        )
-    checkpoint = load(model, precision)
-    found = _ask_student(name, checkpoint, rows, label_type, labels, targets, batch_size, max_new_tokens)
-    assert found.speed is not None
-    classes = closed_set(label_type, labels)
-    metrics = _model_metrics(_predictions(rows, found, label_type), classes, label_type, None, checkpoint.parameters)
-    return {
-        "model": model,
-        "eval_set": name,
-        "dropped": dict(Counter(drop.reason for drop in drops)),
-        "interval": INTERVAL,
-        "classes": classes,
-        "examples_per_second": found.speed.examples_per_second,
-        **metrics.model_dump(mode="json"),
-    }
-
-
-def read_label(
-    text: str, kind: LabelType, labels: Sequence[str] | None = None, choices: Sequence[str] | None = None
-) -> str | None:
-    """The label that ``text`` says, or None where it says none that could be right: outside the set, or no number or equation."""
-    said = normalise(text, kind, labels, choices)
-    if said is None or (kind in ("number", "equation") and value(said, kind) is None):
-        return None
-    options = choices or closed_set(kind, labels)
-    return said if not options or said in options else None
-
-
-def closed_set(kind: LabelType, labels: Sequence[str] | None) -> list[str]:
-    """The labels that macro-F1 and confusion matrix are over: the task's own for texts and choices, none where answers are open."""
-    return list(dict.fromkeys(labels or ())) if kind in ("text", "choice") else []
-
-
-def accuracy_interval(correct: int, rows: int, z: float = Z95) -> Interval:
-    """The Wilson score interval of a share, both ends in [0, 1]; ``z`` 1.96 for 95%.
-
-    E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927). Raises ValueError unless
-    ``0 <= correct <= rows`` and ``rows > 0``.
-    """
-    if not 0 <= correct <= rows or rows == 0:
-        raise ValueError(f"{correct} correct of {rows} rows is no share")
-    share = correct / rows
-    centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z / (1 + z * z / rows) * ((share * (1 - share) + z * z / (4 * rows)) / rows) ** 0.5
-    return (max(0.0, centre - half) if correct else 0.0, min(1.0, centre + half) if correct < rows else 1.0)
-
-
-def paired_difference(
-    first: Sequence[bool], second: Sequence[bool], *, resamples: int = 2000, seed: int = 0
-) -> tuple[float, Interval]:
-    """The first's accuracy minus the second's on the same rows, and its 95% percentile bootstrap interval over rows.
-
-    Pairs are drawn together, so what both have right or wrong takes nothing from the precision. Raises ValueError for lists that are
-    empty or not equally long.
-    """
-    import numpy
-
-    if len(first) != len(second) or not first:
-        raise ValueError(f"{len(first)} and {len(second)} rows cannot be compared in pairs")
-    differences = numpy.asarray(first, dtype=numpy.int64) - numpy.asarray(second, dtype=numpy.int64)
-    # A resample's mean depends only on how often +1, 0 and -1 were drawn, so one multinomial draw stands for all its rows.
-    counts = [int((differences == value).sum()) for value in (1, 0, -1)]
-    drawn = numpy.random.default_rng(seed).multinomial(
-        len(first), [count / len(first) for count in counts], size=resamples
-    )
-    means = (drawn[:, 0] - drawn[:, 2]) / len(first)
-    low, high = numpy.quantile(means, [0.025, 0.975])
-    return float(differences.mean()), (float(low), float(high))
-
-
-def macro_f1(golds: Sequence[str], answers: Sequence[str | None], classes: Sequence[str]) -> float:
-    """The mean F1 of the classes that are some row's truth or answer; an answer outside ``classes`` is simply wrong."""
-    from sklearn.metrics import f1_score
-
-    truths, given = _numbered(golds, answers, classes)
-    present = sorted({*truths, *given} - {len(classes)})
-    return float(f1_score(truths, given, labels=present, average="macro", zero_division=0))
-
-
-def confusion(golds: Sequence[str], answers: Sequence[str | None], classes: Sequence[str]) -> list[list[int]]:
-    """A row for each true class, a column for each answered one, and a last column for answers outside ``classes`` or none."""
-    from sklearn.metrics import confusion_matrix
-
-    truths, given = _numbered(golds, answers, classes)
-    matrix = confusion_matrix(truths, given, labels=range(len(classes) + 1))
-    return [[int(count) for count in row] for row in matrix[: len(classes)]]
-
-
-def _numbered(
-    golds: Sequence[str], answers: Sequence[str | None], classes: Sequence[str]
-) -> tuple[list[int], list[int]]:
-    """Labels as positions in ``classes``; an answer that is none of them gets the position after the last.
-
-    Raises ValueError for a truth outside ``classes``.
-    """
-    places: dict[str | None, int] = {name: place for place, name in enumerate(classes)}
-    if strange := set(golds).difference(classes):
-        raise ValueError(f"{min(strange)!r} is none of the classes")
-    return [places[gold] for gold in golds], [places.get(answer, len(classes)) for answer in answers]
-
-
-def label_scores(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, LabelScores]:
-    """Each class's precision and recall out of a confusion matrix."""
-    scores = {}
-    for index, name in enumerate(classes):
-        gold, answered = sum(matrix[index]), sum(row[index] for row in matrix)
-        hits = matrix[index][index]
-        scores[name] = LabelScores(
-            precision=hits / answered if answered else None,
-            recall=hits / gold if gold else None,
-            gold=gold,
-            answered=answered,
-        )
-    return scores
-
-
-def device() -> str:
-    """Where models run here: 'cuda' or 'cpu'."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def load(model: str, precision: Precision = "float32") -> Checkpoint:
-    """A checkpoint folder, Hub name or ``embedded``, on the GPU where there is one. Raises InputError where it cannot be used."""
-    import torch
-
-    try:
-        with quiet():
-            loaded, tokenizer, _ = load_student(StudentSettings.model_validate({"from": model}))
-    except InputError as error:
-        raise InputError(str(error).removeprefix("train.student: ")) from None
-    asked = Format.of(model).model_copy(update={"encoder_decoder": bool(loaded.config.is_encoder_decoder)})
-    return Checkpoint(loaded.to(device(), getattr(torch, precision)).eval(), tokenizer, asked)
-
-
-def generate(
-    checkpoint: Checkpoint,
-    texts: Sequence[str],
-    *,
-    batch_size: int = 32,
-    max_new_tokens: int = 32,
-    description: str = "generate",
-) -> list[Answer]:
-    """One greedy answer for each text, in order; none for a text that leaves less than ``max_new_tokens`` of the model's context."""
-    prompts = [checkpoint.format.prompt_ids(checkpoint.tokenizer, text) for text in texts]
-    with bar(description, len(texts)) as advance:
-        return complete(checkpoint, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, advance=advance)
-
-
-def complete(
-    checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], *, batch_size: int, max_new_tokens: int, advance: Advance
-) -> list[Answer]:
-    """``generate`` for prompts that are tokens already; ``advance`` is told how many more of them are done."""
-    end = checkpoint.format.end_token_id(checkpoint.tokenizer)
-    return greedy(
-        checkpoint.model,
-        checkpoint.tokenizer,
-        prompts,
-        end=end,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        advance=advance,
-    )
-
-
-def _eval_rows(
-    eval_sets: dict[str, EvalSet], label_type: LabelType, labels: list[str] | None
-) -> tuple[list[_Row], list[Drop]]:
-    """The rows that count, and a drop for each that does not; ids are ``<eval set>/<row id>``."""
-    if not eval_sets:
-        raise InputError(
-            "eval_sets: there is nothing to evaluate on; name an eval set in stages.yaml, or switch it off: 'evaluate: false'"
-        )
-    rows: list[_Row] = []
-    drops: list[Drop] = []
+    rows, drops = eval_rows.read(eval_sets, label_type, labels, slices)
     for name, eval_set in eval_sets.items():
-        given = read_prompts(
-            eval_set.path, input=eval_set.input or "", gold=eval_set.gold, choices=eval_set.choices, id=eval_set.id
-        )
-        for prompt in given:
-            if isinstance(prompt, Drop):
-                drops.append(prompt.changed(id=f"{name}/{prompt.id}"))
-                continue
-            if not (prompt.gold or "").strip():
-                evidence: dict[str, JsonValue] = {"source": prompt.source, "column": eval_set.gold}
-                drops.append(Drop(id=f"{name}/{prompt.id}", reason="no_gold", evidence=evidence))
-                continue
-            gold = read_label(prompt.gold or "", label_type, labels, prompt.choices)
-            if gold is None:
-                evidence = {"source": prompt.source, "gold": prompt.gold}
-                drops.append(Drop(id=f"{name}/{prompt.id}", reason="gold_is_no_label", evidence=evidence))
-            else:
-                rows.append(_Row(name, prompt, gold))
-    return rows, drops
+        if not any(row.eval_set == name for row in rows):
+            told = sum(drop.id.startswith(f"{name}/") for drop in drops)
+            raise InputError(
+                f"{eval_set.path}: none of {told} rows has a usable true label; name their column with gold"
+            )
+    how = _How(backend, batch_size, max_new_tokens, 1, precision, label_type, labels, targets, latency, price_per_hour)
+    said = []
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store(answers_in)) if answers_in is not None else None
+        for name, source in models.items():
+            said.append(_ask_student(name, source, rows, how, [], [], store))
+    evidence = Evidence(
+        [
+            EvalRow(
+                eval_set=row.eval_set,
+                row=row.prompt.id,
+                input=row.prompt.input,
+                gold=row.gold,
+                choices=row.prompt.choices,
+                slices=row.prompt.slices,
+                agreement=None,
+                contaminated=[],
+            )
+            for row in rows
+        ],
+        {one.model: _predictions(rows, one, label_type) for one in said},
+        [],
+        [],
+        [],
+    )
+    facts = Facts(
+        {name: sum(drop.id.startswith(f"{name}/") for drop in drops) for name in eval_sets},
+        {one.model: one.parameters for one in said},
+        None,
+        [],
+        None,
+    )
+    found = measure.measure(evidence, Measuring(label_type, labels, targets, bootstrap, seed), facts)
+    return found, _costs(said, price_per_hour)
 
 
-def _ask_teacher(
-    rows: list[_Row],
+def identities(settings: Mapping[str, Any]) -> dict[str, dict[str, JsonValue]]:
+    """The teachers' identities, and those of further models, as they resolve now, by the names they have in a manifest."""
+    found = teacher_identities(settings["sample"])
+    return found | {f"{MODEL}{name}": answering.identity(source) for name, source in settings["models"].items()}
+
+
+def _costs(said: Sequence[_Said], price_per_hour: float | None) -> Costs:
+    models = {one.model: one.cost for one in said if one.cost is not None}
+    return Costs(device=answering.device(), price_per_hour=price_per_hour, models=models)
+
+
+def _write(path: Path, rows: Iterable[Row]) -> None:
+    with atomic(path) as file:
+        file.writelines(row.line() + b"\n" for row in rows)
+
+
+def _ask_teachers(
+    rows: Sequence[Asked],
     sample: dict[str, Any],
     parse: dict[str, Any],
     responses: Path,
-    label_type: LabelType,
-    labels: list[str] | None,
-) -> _Answered:
-    """The teacher's voted answers, as the sample and parse stages would have taken them."""
-    rounds: list[list[_Row]] = []  # one, unless eval sets share ids: recorded answers are found by a row's own id
+    how: _How,
+    chosen: Sequence[int],
+) -> tuple[list[_Said], list[float | None]]:
+    """The teachers' voted answers, as the sample and parse stages would have taken them, and how far the votes on each row agreed.
+
+    Of several teachers that are each asked about all rows, every one's own answers too. A recording that holds no answer to any eval row
+    says nothing about the teacher, which is left out then.
+    """
+    given = _responses(rows, sample, responses)
+    names = [teacher_name(one) for one in sample["teacher"]]
+    sizes = {teacher_name(one): _stored_parameters(one) for one in sample["teacher"]}
+    groups = {measure.TEACHER: given}
+    if len(names) > 1 and all(one.share == 1.0 for one in sample["teacher"]):
+        groups |= {
+            f"{measure.TEACHER}:{name}": {
+                place: [response for response in found if response.teacher == name] for place, found in given.items()
+            }
+            for name in names
+        }
+    said: list[_Said] = []
+    agreement: list[float | None] = [None] * len(rows)
+    for model, found in groups.items():
+        examples: list[Example | None] = []
+        texts: list[str | None] = []
+        for row in rows:
+            mine = found.get(row.place, [])
+            read_as = next((one for one in parse_responses(mine, **parse) if isinstance(one, Example)), None)
+            examples.append(read_as)
+            texts.append(read_as.text if read_as is not None else mine[0].text if mine else None)
+        if not any(text is not None for text in texts):
+            continue
+        labels = [
+            None
+            if example is None
+            else read_label(
+                example.text if example.label is None else example.label, how.label_type, how.labels, row.prompt.choices
+            )
+            for row, example in zip(rows, examples, strict=True)
+        ]
+        if model == measure.TEACHER:
+            agreement = [
+                example.agreement if example is not None and len(example.votes) > 1 else None for example in examples
+            ]
+        size = sizes[names[0]] if len(names) == 1 else sizes.get(model.partition(":")[2])
+        said.append(
+            _Said(
+                model,
+                texts,
+                labels,
+                *_believed(examples),
+                parameters=size,
+                rationales=[
+                    _rationale(rows[place], model, labels[place], example.rationale)
+                    for place in chosen
+                    if (example := examples[place]) is not None and example.rationale is not None
+                ],
+            )
+        )
+    return said, agreement
+
+
+def _responses(rows: Sequence[Asked], sample: dict[str, Any], responses: Path) -> dict[str, list[Response]]:
+    """All that the teachers said about each row, by its place."""
+    rounds: list[list[Asked]] = []  # one, unless eval sets share ids: recorded answers are found by a row's own id
     seen: Counter[str] = Counter()
     for row in rows:
         if seen[row.prompt.id] == len(rounds):
             rounds.append([])
         rounds[seen[row.prompt.id]].append(row)
         seen[row.prompt.id] += 1
-    found: dict[str, tuple[str, str | None]] = {}
-    meters: dict[str, Meter] = {}
+    found: dict[str, list[Response]] = {}
     for asked in rounds:
-        given = [
-            response
-            for response in answers(
-                [row.prompt for row in asked], **sample, responses=responses, meters=meters, stage="evaluate"
-            )
-            if isinstance(response, Response)
+        places = {row.prompt.id: row.place for row in asked}
+        for response in answers([row.prompt for row in asked], **sample, responses=responses, stage="evaluate"):
+            if isinstance(response, Response):
+                found.setdefault(places[response.prompt], []).append(response)
+    return found
+
+
+def _believed(
+    examples: Sequence[Example | None],
+) -> tuple[list[dict[str, float] | None], Literal["scores", "votes"] | None]:
+    """The probabilities that the teacher gave the labels, where it was asked for them; else, of several votes, their shares."""
+    if any(example is not None and example.soft_labels for example in examples):
+        return [None if example is None else _rounded(example.soft_labels) for example in examples], "scores"
+    if not any(example is not None and len(example.votes) > 1 for example in examples):
+        return [], None
+    shares: list[dict[str, float] | None] = []
+    for example in examples:
+        weights: Counter[str] = Counter()
+        for vote in example.votes if example is not None else ():
+            if vote.label is not None:
+                weights[vote.label] += vote.weight  # type: ignore[assignment]
+        whole = sum(weights.values())
+        shares.append(_rounded({label: weight / whole for label, weight in weights.items()}) if whole else None)
+    return shares, "votes"
+
+
+def _rounded(given: Mapping[str, float] | None) -> dict[str, float] | None:
+    return None if given is None else {label: round(value, DIGITS) for label, value in given.items()}
+
+
+def _rationale(row: Asked, model: str, label: str | None, text: str, *, finished: bool = True) -> Rationale:
+    return Rationale(
+        eval_set=row.eval_set,
+        model=model,
+        row=row.prompt.id,
+        input=row.prompt.input,
+        gold=row.gold,
+        choices=row.prompt.choices,
+        label=label,
+        rationale=text.strip(),
+        finished=finished,
+    )
+
+
+def _ask_student(
+    name: str,
+    source: str,
+    rows: Sequence[Asked],
+    how: _How,
+    chosen: Sequence[int],
+    kept: Sequence[TrainingRow],
+    store: Store | None,
+) -> _Said:
+    """What a checkpoint answers to every row, and to some of them why; ``kept`` are rows that were kept from its training."""
+    known = answering.identity(source)
+    task = asked_task(how.targets)
+    with opened(
+        how.backend, source, known, batch_size=how.batch_size, precision=how.precision, who="evaluate"
+    ) as student:
+        memory = (
+            answering.memory(store, name, known, student.format, how.backend, how.precision)
+            if store is not None
+            else None
+        )
+
+        def ask(texts: Sequence[str], most: int, what: str) -> list[Answer | Failed]:
+            return _answers(student, memory, student.format, texts, most, what)
+
+        def labels_of(answers: Sequence[Answer | Failed], asked: Sequence[Asked]) -> list[str | None]:
+            return [
+                _read(answer, task, row, how)
+                if isinstance(answer, Answer) and answer.text and answer.finished
+                else None
+                for answer, row in zip(answers, asked, strict=True)
+            ]
+
+        found = ask([student_prompt(task, row.prompt.input) for row in rows], how.max_new_tokens, name)
+        labels = labels_of(found, rows)
+        told: list[Rationale] = []
+        explains = student.format.tasks or (how.targets if name != "baseline" else ())
+        if "rationale" in explains and chosen:
+            asked = [rows[place] for place in chosen]
+            texts = [student_prompt("rationale", row.prompt.input) for row in asked]
+            why = ask(texts, how.max_rationale_tokens, f"{name}: rationales")
+            told = [
+                _rationale(
+                    row, name, labels[place], (answer.text or "") if isinstance(answer, Answer) else "",
+                    finished=isinstance(answer, Answer) and answer.finished,
+                )
+                for place, row, answer in zip(chosen, asked, why, strict=True)
+            ]  # fmt: skip
+            again = [faithfulness.label_after_rationale(one.input, one.rationale) for one in told]
+            after = labels_of(ask(again, how.max_new_tokens, f"{name}: labels behind rationales"), asked)
+            told = [one.changed(asked_again=True, label_after=label) for one, label in zip(told, after, strict=True)]
+        options = [_options(row, how) for row in rows]
+        believed: list[dict[str, float] | None] = []
+        validation: list[Validation] = []
+        if task == "label" and rows and all(options):
+            checkpoint = student.checkpoint or answering.load(source, how.precision)
+            texts = [student_prompt(task, row.prompt.input) for row in rows]
+            believed = _believes(checkpoint, memory, texts, options, how, name)
+            closed = closed_set(how.label_type, how.labels)
+            if kept and closed:
+                texts = [row.prompt for row in kept]
+                given = _believes(checkpoint, memory, texts, [closed] * len(kept), how, f"{name}: validation")
+                validation = [
+                    Validation(model=name, row=row.example, label=row.completion.strip(), probabilities=one)
+                    for row, one in zip(kept, given, strict=True)
+                    if one is not None
+                ]
+        texts = [student_prompt(task, row.prompt.input) for row in rows[: TIMED_BATCHES * how.batch_size]]
+        took = _timed_student(student, texts, Path(source), how) if how.latency else None
+        size = student.checkpoint.parameters if student.checkpoint is not None else _weights(Path(source))
+    return _Said(
+        name,
+        [answer.text if isinstance(answer, Answer) else None for answer in found],
+        labels,
+        believed,
+        "scores" if believed else None,
+        size,
+        told,
+        validation,
+        None if took is None else took.model_copy(update={"parameters": size}),
+    )
+
+
+def _probe(student: str, base: str, rows: Sequence[Asked], how: _How, store: Store) -> list[Probed]:
+    """What the student and its base say to the probes, and the student to the task's rows with names and groups swapped."""
+    found: list[Probed] = []
+    swaps = probes.swaps([row.prompt.input for row in rows])
+    task = asked_task(how.targets)
+    for name, source in ((measure.BASE, base), (measure.STUDENT, student)):
+        known = answering.identity(source)
+        with opened(
+            how.backend, source, known, batch_size=how.batch_size, precision=how.precision, who="evaluate"
+        ) as model:
+            freely = probes.request_format(model.format, model.tokenizer)
+
+            def ask(
+                given: Format,
+                texts: Sequence[str],
+                most: int,
+                model: Student = model,
+                name: str = name,
+                known: Any = known,
+            ) -> list[Answer | Failed]:
+                memory = answering.memory(store, name, known, given, how.backend, how.precision)
+                return _answers(model, memory, given, texts, most, f"{name}: safety")
+
+            known_probes = probes.read_probes()
+            requests = [
+                (f"{kind}/{number}", probe.text)
+                for kind in probes.KINDS
+                for number, probe in enumerate(getattr(known_probes, kind))
+            ]
+            said = ask(freely, [text for _, text in requests], probes.MOST_TOKENS)
+            found += [
+                Probed(model=name, probe=probe, request=text, text=answer.text if isinstance(answer, Answer) else None)
+                for (probe, text), answer in zip(requests, said, strict=True)
+            ]
+            if name == measure.STUDENT and swaps:
+                said = ask(model.format, [student_prompt(task, swap.text) for swap in swaps], how.max_new_tokens)
+                for swap, answer in zip(swaps, said, strict=True):
+                    row = rows[swap.row]
+                    whole = isinstance(answer, Answer) and answer.text and answer.finished
+                    found.append(
+                        Probed(
+                            model=name,
+                            probe=f"{swap.kind}/{row.place}",
+                            request=swap.text,
+                            text=answer.text if isinstance(answer, Answer) else None,
+                            label=_read(answer, task, row, how) if whole and isinstance(answer, Answer) else None,
+                        )
+                    )
+    return found
+
+
+def _answers(
+    student: Student, memory: Memory | None, given: Format, texts: Sequence[str], most: int, what: str
+) -> list[Answer | Failed]:
+    """What a model answers to each text, made into tokens by the format ``given``; out of its memory where it has one."""
+    prompts = [given.prompt_ids(student.tokenizer, text) for text in texts]
+    with bar(f"evaluate {what}", len(prompts)) as advance:
+
+        def compute(missing: Sequence[list[int]]) -> Sequence[Answer | Failed]:
+            advance(len(prompts) - len(missing))
+            return student.ask(missing, most, advance)
+
+        return memory.answers(prompts, most, compute) if memory is not None else [*compute(prompts)]
+
+
+def _timed_student(student: Student, texts: Sequence[str], folder: Path, how: _How) -> Cost | None:
+    """What answering takes: a few rows one at a time, and the rows at the full batch; nothing comes out of the memory here."""
+    prompts = [student.format.prompt_ids(student.tokenizer, text) for text in texts]
+    if not prompts:
+        return None
+    alone = min(how.latency, len(prompts))
+    with bar("evaluate: time taken", alone + 1 + len(prompts)) as advance, peak_memory(answering.device()) as memory:
+        latencies = latency_of(lambda row: student.ask([prompts[row]], how.max_new_tokens, advance), alone)
+        began = time.perf_counter()
+        student.ask(prompts, how.max_new_tokens, advance)
+        seconds = time.perf_counter() - began
+    return cost(
+        rows=len(prompts),
+        seconds=seconds,
+        folder=folder if folder.is_dir() else None,
+        memory=memory.bytes,
+        latencies=latencies,
+        batch_size=how.batch_size,
+        price_per_hour=how.price_per_hour,
+    )
+
+
+def _timed_teachers(
+    said: Sequence[_Said], rows: Sequence[Asked], sample: dict[str, Any], alone: int, folder: Path
+) -> list[_Said]:
+    """The same, with what answering takes a local vLLM teacher; of others only their servers know.
+
+    A teacher of the same identity and price that an earlier evaluation in this run timed is not started again.
+    """
+    if not (alone and said and rows):
+        return [*said]
+    asking = resolve(**sample)
+    costs: dict[str, Cost] = {}
+    for settings in sample["teacher"]:
+        name = teacher_name(settings)
+        if not isinstance(settings, Vllm):
+            continue
+        if (before := _timed_before(folder, settings)) is not None:
+            costs[name] = before
+            continue
+        requests = [
+            next(request for respondent, request in all_requests(asking, row.prompt) if respondent.name == name)
+            for row in rows[:TIMED_REQUESTS]
         ]
-        texts = {response.prompt: response.text for response in reversed(given)}
-        examples = {example.id: example for example in parse_responses(given, **parse) if isinstance(example, Example)}
-        for row in asked:
-            example = examples.get(row.prompt.id)
-            if example is not None:
-                said = example.text if example.label is None else example.label
-                found[row.place] = example.text, read_label(said, label_type, labels, row.prompt.choices)
-            elif row.prompt.id in texts:
-                found[row.place] = texts[row.prompt.id], None
-    given_none: tuple[str | None, str | None] = (None, None)
-    said_to = [found.get(row.place, given_none) for row in rows]
-    speed = _speed(sum(meter.requests for meter in meters.values()), sum(meter.seconds for meter in meters.values()))
-    size = _stored_parameters(sample["teacher"][0]) if len(sample["teacher"]) == 1 else None
-    return _Answered("teacher", [text for text, _ in said_to], [label for _, label in said_to], size, speed)
+        count = min(alone, len(requests))
+        with (
+            connect(settings, requests[0].sampling) as teacher,
+            bar("evaluate teacher: time taken", 1 + count + len(requests)) as advance,
+        ):
+
+            def ask(some: Sequence[Request], teacher: Teacher = teacher, advance: Advance = advance) -> list[Any]:
+                said = []
+                for _, answer in teacher(iter(some)):
+                    said.append(answer)
+                    advance()
+                return said
+
+            latencies = latency_of(lambda row, requests=requests, ask=ask: ask([requests[row]]), count)  # type: ignore[misc]
+            began = time.perf_counter()
+            answers = ask(requests)
+            seconds = time.perf_counter() - began
+        found = cost(
+            rows=len(requests),
+            seconds=seconds,
+            parameters=_stored_parameters(settings),
+            folder=_folder(settings),
+            latencies=latencies,
+        )
+        if settings.price is not None:
+            read, written = (
+                sum(getattr(one, f"{side}_tokens") for one in answers) for side in ("prompt", "completion")
+            )
+            paid = price_of(settings.price, read, written, seconds)
+            found = found.model_copy(update={"cost_per_1000": paid / len(requests) * 1000})
+        costs[name] = found
+    single = len(sample["teacher"]) == 1
+    return [
+        replace(one, cost=next(iter(costs.values()), None) if single else costs.get(one.model.partition(":")[2]))
+        for one in said
+    ]
+
+
+def _read(answer: Answer, task: Target, row: Asked, how: _How) -> str | None:
+    said = said_label(answer.text or "") if task == "chain_of_thought" else answer.text or ""
+    return read_label(said, how.label_type, how.labels, row.prompt.choices)
+
+
+def _options(row: Asked, how: _How) -> list[str]:
+    """The labels that a row can have, as a student is taught to write them; none where answers are open."""
+    if not row.prompt.choices:
+        return closed_set(how.label_type, how.labels)
+    read_as = [read_label(choice, how.label_type, how.labels, row.prompt.choices) for choice in row.prompt.choices]
+    return list(dict.fromkeys(label for label in read_as if label is not None))
+
+
+def _believes(
+    checkpoint: Checkpoint,
+    memory: Memory | None,
+    texts: Sequence[str],
+    options: Sequence[Sequence[str]],
+    how: _How,
+    what: str,
+) -> list[dict[str, float] | None]:
+    """The probability that a student gives each of a row's labels, scaled to a sum of 1; None where it has no room for them."""
+    asked, tokenizer = checkpoint.format, checkpoint.tokenizer
+    prompts = [asked.prompt_ids(tokenizer, text) for text in texts]
+    known: dict[str, list[int]] = {}
+    with bar(f"evaluate {what}: labels weighed", len(prompts)) as advance:
+
+        def compute(places: Sequence[int]) -> list[dict[str, float] | None]:
+            advance(len(prompts) - len(places))
+            given = [label_tokens(asked, tokenizer, options[place], known) for place in places]
+            found = label_log_probabilities(
+                checkpoint.model,
+                tokenizer,
+                [prompts[place] for place in places],
+                given,
+                batch_size=how.batch_size,
+                advance=advance,
+            )
+            return [
+                None if scores is None else dict(zip(options[place], scores, strict=True))
+                for place, scores in zip(places, found, strict=True)
+            ]
+
+        scores = memory.scores(prompts, options, compute) if memory is not None else compute(range(len(prompts)))
+    return [
+        None if one is None else _rounded(dict(zip(one, probabilities([*one.values()]), strict=True))) for one in scores
+    ]
+
+
+def _judged(said: Sequence[_Said], settings: Mapping[str, Any], responses: Path) -> list[_Said]:
+    """The same, with the judge's scores of the rationales."""
+    every = [(place, rationale) for place, one in enumerate(said) for rationale in one.rationales]
+    examples = [
+        Example(
+            id=f"{rationale.model}/{rationale.eval_set}/{rationale.row}",
+            input=rationale.input,
+            label=rationale.label,
+            rationale=rationale.rationale,
+            response="",
+            text=rationale.rationale,
+            finish_reason="stop",
+            votes=[],
+            gold=rationale.gold,
+            choices=rationale.choices,
+        )
+        for _, rationale in every
+    ]
+    scores = judge_scores(examples, settings, responses)
+    scored: dict[int, list[Rationale]] = {}
+    for (place, rationale), score in zip(every, scores, strict=True):
+        scored.setdefault(place, []).append(rationale.changed(score=score))
+    return [replace(one, rationales=scored.get(place, [])) for place, one in enumerate(said)]
+
+
+def _timed_before(folder: Path, settings: Vllm) -> Cost | None:
+    """What the last of the other results beside ``folder`` measured of this teacher; None where there is none, or it cannot be read."""
+    known = identity_of_teacher(settings)
+    name = TEACHER + teacher_name(settings)
+    others = sorted(folder.parent.glob(f"*/{SPEEDS}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in others:
+        try:
+            manifest = outputs.read_manifest(path.parent)
+            costs = Costs.model_validate_json(path.read_bytes()).models
+        except (RunError, OSError, ValueError):
+            continue
+        sample: Any = manifest.settings.get("sample")
+        prices = [one.get("price") for one in sample["teacher"] if teachers_name_of(one) == teacher_name(settings)]
+        price = settings.price and settings.price.model_dump(mode="json")
+        model = measure.TEACHER if len(sample["teacher"]) == 1 else f"{measure.TEACHER}:{teacher_name(settings)}"
+        if manifest.identities.get(name) == known and prices == [price] and model in costs:
+            return costs[model]
+    return None
 
 
 def _stored_parameters(teacher: TeacherSettings) -> int | None:
-    """How many weights the checkpoint of a local teacher holds; the weights are not read."""
-    from safetensors import safe_open
-
+    """How many weights the checkpoint of a local teacher holds."""
     if not isinstance(teacher, Vllm):
         return None
-    folder = embedded.folder() if teacher.model == EMBEDDED else Path(teacher.model)
+    return _weights(_folder(teacher))
+
+
+def _folder(teacher: Vllm) -> Path:
+    return embedded.folder() if teacher.model == EMBEDDED else Path(teacher.model)
+
+
+def _weights(folder: Path) -> int | None:
+    """How many weights lie in a folder's safetensors files, which are not read; None where there are none."""
+    from safetensors import safe_open
+
     total = 0
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="numpy") as file:
@@ -531,75 +797,12 @@ def _stored_parameters(teacher: TeacherSettings) -> int | None:
     return total or None
 
 
-def _ask_student(
-    name: str,
-    checkpoint: Checkpoint,
-    rows: list[_Row],
-    label_type: LabelType,
-    labels: list[str] | None,
-    targets: Sequence[Target],
-    batch_size: int,
-    max_new_tokens: int,
-) -> _Answered:
-    task = asked_task(targets)
-    texts = [student_prompt(task, row.prompt.input) for row in rows]
-    began = time.perf_counter()
-    found = generate(
-        checkpoint, texts, batch_size=batch_size, max_new_tokens=max_new_tokens, description=f"evaluate {name}"
-    )
-    speed = _speed(len(rows), time.perf_counter() - began)
-    read_as = [
-        read_label(
-            said_label(answer.text) if task == "chain_of_thought" else answer.text,
-            label_type,
-            labels,
-            row.prompt.choices,
-        )
-        if answer.text and answer.finished
-        else None
-        for answer, row in zip(found, rows, strict=True)
-    ]
-    return _Answered(name, [answer.text for answer in found], read_as, checkpoint.parameters, speed)
-
-
 def asked_task(targets: Sequence[Target]) -> Target:
     """The task by which a student of these targets is asked for its answer."""
     return next((task for task in ("label", "response", "chain_of_thought") if task in targets), "label")
 
 
-def _speed(rows: int, seconds: float) -> Speed | None:
-    if not rows:
-        return None
-    return Speed(rows=rows, seconds=round(seconds, 3), examples_per_second=round(rows / max(seconds, 1e-3), 2))
-
-
-def _explain(
-    checkpoint: Checkpoint,
-    rows: list[_Row],
-    labels: list[str | None],
-    chosen: list[int],
-    batch_size: int,
-    max_new_tokens: int,
-) -> list[Rationale]:
-    texts = [student_prompt("rationale", rows[index].prompt.input) for index in chosen]
-    found = generate(
-        checkpoint, texts, batch_size=batch_size, max_new_tokens=max_new_tokens, description="evaluate rationales"
-    )
-    return [
-        Rationale(
-            eval_set=rows[index].eval_set,
-            row=rows[index].prompt.id,
-            input=rows[index].prompt.input,
-            gold=rows[index].gold,
-            label=labels[index],
-            rationale=(answer.text or "").strip(),
-            finished=answer.finished,
-        )
-        for index, answer in zip(chosen, found, strict=True)
-    ]
-
-
-def _drawn(rows: list[_Row], number: int, seed: int) -> list[int]:
+def _drawn(rows: list[Asked], number: int, seed: int) -> list[int]:
     """Positions of up to ``number`` rows of each eval set, drawn without looking at them."""
     chosen: list[int] = []
     for name in dict.fromkeys(row.eval_set for row in rows):
@@ -608,113 +811,45 @@ def _drawn(rows: list[_Row], number: int, seed: int) -> list[int]:
     return chosen
 
 
-def _majority(job: Job) -> str | None:
-    """The most frequent label of the training rows (the first in the alphabet of those), or None where there are none."""
-    if "shard" not in job.inputs:
-        return None
-    counts = Counter(
-        row.completion.strip()
-        for row in read(job.inputs["shard"], TrainingRow)
+def _training_rows(shards: Path) -> list[tuple[str, str]]:
+    """Input and label of every row that is trained on, where labels are a task of their own."""
+    prefix = student_prompt("label", "")
+    return [
+        (row.prompt.removeprefix(prefix), row.completion.strip())
+        for row in read(shards, TrainingRow)
         if row.task == "label" and row.split == "train"
-    )
+    ]
+
+
+def _validation_rows(shards: Path, targets: Sequence[Target], most: int) -> list[TrainingRow]:
+    """Up to ``most`` label rows that were kept from training: those whose digests come first."""
+    if "label" not in targets:
+        return []
+    rows = (row for row in read(shards, TrainingRow) if row.task == "label" and row.split == "validation")
+    return heapq.nsmallest(most, rows, key=lambda row: (xxhash.xxh3_64_intdigest(row.example.encode()), row.example))
+
+
+def _majority(training: Sequence[tuple[str, str]]) -> str | None:
+    """The most frequent label of the training rows (the first in the alphabet of those), or None where there are none."""
+    counts = Counter(label for _, label in training)
     return min(counts, key=lambda label: (-counts[label], label), default=None)
 
 
-def _predictions(rows: list[_Row], answered: _Answered, label_type: LabelType) -> list[Prediction]:
+def _predictions(rows: Sequence[Asked], said: _Said, label_type: LabelType) -> list[Prediction]:
+    believed = said.probabilities or [None] * len(rows)
     return [
         Prediction(
-            id=f"{row.eval_set}/{answered.model}/{row.prompt.id}",
+            id=f"{row.eval_set}/{said.model}/{row.prompt.id}",
             eval_set=row.eval_set,
-            model=answered.model,
+            model=said.model,
             row=row.prompt.id,
             input=row.prompt.input,
             gold=row.gold,
             label=label,
             correct=label is not None and same(label, row.gold, label_type),
             text=text or "",
+            probabilities=probabilities,
+            probabilities_of=said.probabilities_of if probabilities else None,
         )
-        for row, text, label in zip(rows, answered.texts, answered.labels, strict=True)
+        for row, text, label, probabilities in zip(rows, said.texts, said.labels, believed, strict=True)
     ]
-
-
-def set_metrics(
-    predictions: dict[str, list[Prediction]],
-    classes: list[str],
-    label_type: LabelType,
-    majority: str | None,
-    parameters: dict[str, int | None],
-    dropped: int,
-    resamples: int,
-    seed: int,
-) -> SetMetrics:
-    """What the predictions on one eval set come to, by model; all models have the same rows in the same order.
-
-    ``parameters`` are the models' sizes, ``dropped`` the rows that do not count, ``resamples`` those of each bootstrap.
-    """
-    rows = max((len(given) for given in predictions.values()), default=0)
-    teacher = predictions.get("teacher")
-    models = {
-        model: _model_metrics(given, classes, label_type, teacher, parameters[model])
-        for model, given in predictions.items()
-        if given
-    }
-    right = {model: [row.correct for row in given] for model, given in predictions.items() if given}
-    pairs = [
-        ("student", other) for other in ("baseline", "teacher", "majority") if "student" in right and other in right
-    ]
-    comparisons = []
-    for first, second in pairs:
-        difference, interval = paired_difference(right[first], right[second], resamples=resamples, seed=seed)
-        both = list(zip(right[first], right[second], strict=True))
-        comparisons.append(
-            Comparison(
-                first=first,
-                second=second,
-                difference=difference,
-                interval=interval,
-                only_first=both.count((True, False)),
-                only_second=both.count((False, True)),
-            )
-        )
-    return SetMetrics(
-        rows=rows, dropped=dropped, classes=classes, majority=majority, models=models, comparisons=comparisons
-    )
-
-
-def _model_metrics(
-    predictions: list[Prediction],
-    classes: list[str],
-    label_type: LabelType,
-    teacher: list[Prediction] | None,
-    parameters: int | None,
-) -> ModelMetrics:
-    golds, labels = [row.gold for row in predictions], [row.label for row in predictions]
-    correct = sum(row.correct for row in predictions)
-    matrix = confusion(golds, labels, classes) if classes else []
-    pairs = [(row.label, other.label) for row, other in zip(predictions, teacher or predictions, strict=True)]
-    agreed = [first is not None and same(first, second, label_type) for first, second in pairs if second is not None]
-    return ModelMetrics(
-        rows=len(predictions),
-        answered=sum(label is not None for label in labels),
-        unanswered=sum(not row.text for row in predictions),
-        correct=correct,
-        accuracy=correct / len(predictions),
-        accuracy_interval=accuracy_interval(correct, len(predictions)),
-        macro_f1=macro_f1(golds, labels, classes) if classes else None,
-        labels=label_scores(matrix, classes),
-        confusion=matrix,
-        same_as_teacher=sum(agreed) if teacher else None,
-        teacher_rows=len(agreed) if teacher else None,
-        parameters=parameters,
-    )
-
-
-def summary(eval_sets: dict[str, SetMetrics]) -> dict[str, dict[str, str]]:
-    """Each eval set's accuracies in one line a model, for the manifest and the terminal."""
-    return {
-        name: {
-            model: f"{found.accuracy:.1%} ({found.accuracy_interval[0]:.1%} to {found.accuracy_interval[1]:.1%}) of {found.rows} rows"
-            for model, found in metrics.models.items()
-        }
-        for name, metrics in eval_sets.items()
-    }

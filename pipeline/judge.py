@@ -281,6 +281,27 @@ def judgement_of(example: Example, answer: Response | Drop, judge: str) -> Judge
     return Drop(id=example.id, reason="not_judged", evidence=evidence)
 
 
+def scores(examples: Sequence[Example], settings: Mapping[str, Any], responses: Path) -> list[int | None]:
+    """The judge's score of each example, whatever its stage; None for one that could not be judged.
+
+    ``settings`` are those of ``resolve``, ``responses`` is the store's folder. Raises InputError and RunError as ``judge`` does.
+    """
+    judging = resolve(**settings)
+    (respondent,) = judging.asking.respondents
+    found: list[int | None] = []
+    with _as_judge():
+        asked = ask(
+            judging.asking,
+            lambda: (prompt_of(example, judging) for example in examples),
+            responses,
+            total=len(examples),
+        )
+        for example, answer in zip(examples, asked, strict=True):
+            said = judgement_of(example, answer, respondent.name)
+            found.append(said.score if isinstance(said, Judgement) else None)
+    return found
+
+
 @contextmanager
 def _as_judge() -> Iterator[None]:
     """What goes wrong in asking names the settings of this stage."""

@@ -56,6 +56,22 @@ def normalise(
     return _member(said, labels or ()) or _plain(said)
 
 
+def read_label(
+    text: str, kind: LabelType, labels: Sequence[str] | None = None, choices: Sequence[str] | None = None
+) -> str | None:
+    """The label that ``text`` says, or None where it says none that could be right: outside the set, or no number or equation."""
+    said = normalise(text, kind, labels, choices)
+    if said is None or (kind in ("number", "equation") and value(said, kind) is None):
+        return None
+    options = choices or closed_set(kind, labels)
+    return said if not options or said in options else None
+
+
+def closed_set(kind: LabelType, labels: Sequence[str] | None) -> list[str]:
+    """The labels that macro-F1 and confusion matrix are over: the task's own for texts and choices, none where answers are open."""
+    return list(dict.fromkeys(labels or ())) if kind in ("text", "choice") else []
+
+
 def same(first: str, second: str, kind: LabelType) -> bool:
     """Whether two labels, normalised or not, say the same: text letter case and spaces aside, numbers and equations by exact value.
 

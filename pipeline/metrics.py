@@ -212,6 +212,46 @@ class EvalRow(Row, frozen=True):
     ]
 
 
+class Rationale(Row, frozen=True):
+    """A line of rationales.jsonl: a model asked why."""
+
+    eval_set: str
+    model: str
+    row: str
+    input: str
+    gold: str
+    choices: list[str] | None
+    label: Annotated[str | None, Meta(description="what the model answers when it is asked for the label alone")]
+    rationale: str
+    finished: Annotated[bool, Meta(description="False where the rationale was cut off at its longest")]
+    asked_again: Annotated[bool, Meta(description="whether the label was asked for again, behind the rationale")] = (
+        False
+    )
+    label_after: Annotated[str | None, Meta(description="what it answered then")] = None
+    score: Annotated[int | None, Meta(description="of the judge, from 1 to 5; None where there is none")] = None
+
+
+class Validation(Row, frozen=True):
+    """A line of validation.jsonl: what a model thinks of a row that was kept from its training; temperatures are fitted on them."""
+
+    model: str
+    row: str
+    label: Annotated[str, Meta(description="the row's label in the shards, which is the teacher's")]
+    probabilities: dict[str, float]
+
+
+class Probed(Row, frozen=True):
+    """A line of safety.jsonl: what a model said to a probe, or about a row of the task in which names or groups were swapped."""
+
+    model: str
+    probe: Annotated[
+        str, Meta(description="harmful/3, harmless/3, bait/3 (of probes.json), or gender/test/5f.. and group/test/5f..")
+    ]
+    request: str
+    text: Annotated[str | None, Meta(description="None where it gave no text")]
+    label: Annotated[str | None, Meta(description="of a swapped row: how its answer is read")] = None
+
+
 class Cost(Record):
     """What answering took on this machine, for one model."""
 
@@ -246,6 +286,6 @@ def scalars(found: ModelMetrics) -> dict[str, float]:
         "answered": found.answered / found.rows,
         "ece": found.calibration and found.calibration.ece,
         "brier": found.calibration and found.calibration.brier,
-        "same_as_teacher": found.(found.same_as_teacher or 0) / found.teacher_rows if found.teacher_rows else None,
+        "same_as_teacher": (found.same_as_teacher or 0) / found.teacher_rows if found.teacher_rows else None,
     }
     return {name: float(value) for name, value in told.items() if value is not None}

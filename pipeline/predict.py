@@ -24,47 +24,37 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import IO, Annotated, Any, Final, Literal, get_args
+from typing import IO, Annotated, Any, Final, get_args
 
 import msgspec
 from msgspec import Meta
 from pydantic import Field, JsonValue
 
-from pipeline import embedded, evaluate
+from pipeline import answering, evaluate
+from pipeline.answering import Backend, Failed, Student, opened
 from pipeline.binding import suggestion
 from pipeline.config import Config
-from pipeline.evaluate import closed_set, read_label
 from pipeline.files import InputError, RowError, RunError, digest, plain, sha256, strict_json, sync_folder, write_json
 from pipeline.formats import Format
 from pipeline.generate import Answer
 from pipeline.ingest import ingest
-from pipeline.labels import LabelType
+from pipeline.labels import LabelType, closed_set, read_label
 from pipeline.progress import Advance, bar, say_line
 from pipeline.prompts import check_text
 from pipeline.records import Drop, Prompt, Record, Row, Target
 from pipeline.shard import said_label, student_prompt
 from pipeline.sources import HUB, files, read
 from pipeline.sources import Row as Sourced
-from pipeline.student import StudentSettings, quiet
-from pipeline.student import identity as identity_of
-from pipeline.teachers import vllm as vllm_teacher
-from pipeline.teachers import vllm_engine
-from pipeline.teachers.continuous import running
-from pipeline.teachers.contract import Failure, Request, Sampling, one_line
-
-Backend = Literal["transformers", "vllm"]
 
 VERSION: Final = 1  # raise it when the same rows, model and settings give other lines than before
 COLUMNS: Final = ("input", "text")  # what a row's input is looked for in, where nothing says it
 BLOCK: Final[Mapping[Backend, int]] = {"transformers": 512, "vllm": 4096}  # rows that are read before one is written
 MOST_TOKENS: Final[Mapping[Target, int]] = {"label": 32, "rationale": 96, "response": 256, "chain_of_thought": 256}
-BATCH: Final = 32  # prompts that transformers computes at once
 
 
 class Predicted(Row, frozen=True):
@@ -143,24 +133,6 @@ class Asking:
         return self.task in ("label", "chain_of_thought") or (self.task == "response" and told)
 
 
-@dataclass(frozen=True)
-class Failed:
-    """Why there is no answer."""
-
-    problem: str
-    detail: str | None
-
-
-@dataclass(frozen=True)
-class Student:
-    """A model that is ready: it answers prompts of tokens, each with at most so many tokens, in their order."""
-
-    tokenizer: Any
-    format: Format
-    context: int | None
-    ask: Callable[[Sequence[list[int]], int, Advance], Sequence[Answer | Failed]]
-
-
 @dataclass
 class _Tally:
     """What the rows came to so far."""
@@ -215,13 +187,13 @@ def predict(
     seconds = 0.0
     with place as file:
         resumed = tally.rows
-        device = evaluate.device()
+        device = answering.device()
         told = f"task {asking.task}{' and rationale' if asking.rationale else ''}, input {plain(asking.input, 80)}"
         before = f", {resumed:,} of {rows or 0:,} rows are there" if resumed else ""
         say_line(f"predict: {asking.backend} on {device}, {told}{before}")
         if rows is None or resumed < rows:
             asked = None if rows is None else rows * len(asking.tasks)
-            with BACKENDS[asking.backend](model, identity, batch_size) as student:
+            with opened(asking.backend, model, identity, batch_size=batch_size) as student:
                 began = time.perf_counter()
                 with bar("predict", asked, "answers" if asking.rationale else "rows") as advance:
                     advance(resumed * len(asking.tasks))
@@ -250,11 +222,6 @@ def predict(
         seconds=round(seconds, 3),
         rows_per_second=round(new / seconds, 2) if new and seconds else None,
     )
-
-
-def default_backend() -> Backend:
-    """That is vLLM where it is installed and there is a GPU: on a CPU its start takes longer than most files do."""
-    return "vllm" if find_spec("vllm") is not None and evaluate.device() == "cuda" else "transformers"
 
 
 def _looked_through(source: Path | str) -> tuple[int | None, Mapping[str, Any] | None]:
@@ -306,7 +273,7 @@ def _asking(
     known = list(labels) if labels is not None else None
     stated: LabelType = config.stages["parse"]["label_type"] if config is not None else "text"
     return Asking(
-        backend=_one_of("--backend", backend, get_args(Backend)) or default_backend(),
+        backend=_one_of("--backend", backend, get_args(Backend)) or answering.default_backend(),
         task=chosen,
         rationale=rationale,
         input=template,
@@ -338,9 +305,9 @@ def _template(first: Mapping[str, Any] | None) -> str:
 
 def _identity(model: str) -> dict[str, Any]:
     try:
-        return identity_of(StudentSettings.model_validate({"from": model}))
+        return answering.identity(model)
     except InputError as error:
-        raise InputError(str(error).replace("train.student: ", "--model: ", 1)) from None
+        raise InputError(f"--model: {error}") from None
 
 
 def _header(source: Path | str, identity: Mapping[str, Any], asking: Asking) -> dict[str, JsonValue]:
@@ -494,127 +461,3 @@ def _read(answer: Answer | Failed, prompt: Prompt | Drop, asking: Asking) -> tup
         return label, None, None
     options = prompt.choices or closed_set(asking.label_type, asking.labels)
     return None, "not_in_set" if options and answer.text.strip() else "no_label", None
-
-
-@contextmanager
-def _transformers(model: str, identity: Mapping[str, Any], batch_size: int | None) -> Iterator[Student]:
-    import torch
-
-    checkpoint = evaluate.load(model)
-
-    def ask(prompts: Sequence[list[int]], most: int, advance: Advance) -> list[Answer | Failed]:
-        try:
-            return [
-                *evaluate.complete(
-                    checkpoint, prompts, batch_size=batch_size or BATCH, max_new_tokens=most, advance=advance
-                )
-            ]
-        except torch.OutOfMemoryError:
-            raise RunError("predict: out of GPU memory; run again with a lower --batch-size") from None
-
-    with quiet():
-        config = checkpoint.model.config
-        context = None if checkpoint.format.encoder_decoder else getattr(config, "max_position_embeddings", None)
-        yield Student(checkpoint.tokenizer, checkpoint.format, context, ask)
-
-
-@contextmanager
-def _vllm(model: str, identity: Mapping[str, Any], batch_size: int | None) -> Iterator[Student]:
-    """With vLLM's engine in processes of its own, run as for a teacher: it is kept full, and where it dies it is started anew."""
-    vllm_teacher.prepare_environment()
-    try:
-        import vllm
-        from vllm.exceptions import VLLMError
-        from vllm.platforms import current_platform
-        from vllm.sampling_params import RequestOutputKind
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"--backend vllm: it needs the package {plain(error.name or 'vllm')}; pip install 'stepdistill[gpu]', or "
-            "'stepdistill[cpu]' where there is no GPU; or choose --backend transformers"
-        ) from None
-    where = _located(model, identity)
-    tokenizer = _tokenizer(model, where)
-    engine: dict[str, Any] = {
-        **where,
-        "tokenizer_revision": where["revision"],
-        "load_format": "safetensors",  # nothing else is opened
-        "generation_config": "vllm",  # answers are greedy whatever the folder says
-        "enforce_eager": current_platform.is_cpu(),  # compiling takes a minute there
-        "use_tqdm_on_load": False,
-        **({"max_num_seqs": batch_size} if batch_size is not None else {}),
-    }
-    asked_as = Format.of(model)
-    end = asked_as.end_token_id(tokenizer)
-    asked: dict[str, list[int]] = {}
-    context: list[int] = []
-
-    def parameters(sampling: Sampling, seed: int) -> Any:
-        return vllm.SamplingParams(
-            temperature=0.0,
-            max_tokens=sampling["max_tokens"],
-            stop_token_ids=[end],
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,
-        )
-
-    with vllm_engine.guard("predict") as launch:
-
-        def start() -> vllm_engine.Engine:
-            expected = (ValueError, TypeError, RuntimeError, OSError, VLLMError)
-            try:
-                llm, processes = launch(lambda: vllm.LLM(**engine), *expected)
-            except expected as error:
-                more = "VLLM_LOGGING_LEVEL=INFO in the environment shows more, --backend transformers does without it"
-                raise RunError(f"predict: vLLM did not start: {one_line(error)}; {more}") from None
-            context[:] = [int(llm.llm_engine.model_config.max_model_len)]
-            encode = lambda request: asked[request.key]  # noqa: E731 - prompts are tokens already
-            return vllm_engine.Engine(llm, processes, parameters, encode, vllm_engine.NO_SPECIALS, None)
-
-        def apart(deaths: int, error: str) -> Failure:
-            return Failure("engine_died", {"error": f"vLLM died {deaths} times while it had this row: {error}"})
-
-        with running(start, apart=apart, who="predict") as answers:
-
-            def ask(prompts: Sequence[list[int]], most: int, advance: Advance) -> list[Answer | Failed]:
-                asked.clear()
-                asked.update({str(index): ids for index, ids in enumerate(prompts)})
-                sampling: Sampling = {"max_tokens": most}
-                requests = (Request(key, "", "", "", 0, 0, sampling, None) for key in asked)
-                found: dict[int, Answer | Failed] = {}
-                for request, result in answers(requests):
-                    if isinstance(result, Failure):
-                        detail = ", ".join(f"{value}" for value in result.evidence.values())
-                        found[int(request.key)] = Failed(result.reason, plain(detail))
-                    else:
-                        found[int(request.key)] = Answer(result.text, result.finish_reason == "stop")
-                    advance()
-                return [found[index] for index in range(len(prompts))]
-
-            yield Student(tokenizer, asked_as, context[0], ask)
-
-
-def _located(model: str, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's folder, or its repository and commit, as vLLM takes them."""
-    if "files" in identity:
-        return {"model": str(Path(model).expanduser().resolve()), "revision": None}
-    if "revision" in identity:
-        return {"model": identity["from"], "revision": identity["revision"]}
-    return {"model": str(embedded.folder()), "revision": None}
-
-
-def _tokenizer(model: str, where: Mapping[str, Any]) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where["model"], revision=where["revision"], trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"--model: {plain(model)}: its tokenizer cannot be loaded ({one_line(error)})") from None
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"--model: {plain(model)}: its tokenizer has no end-of-sequence token; name a trained student")
-    return tokenizer
-
-
-BACKENDS: Final[Mapping[Backend, Callable[[str, Mapping[str, Any], int | None], AbstractContextManager[Student]]]] = {
-    "transformers": _transformers,
-    "vllm": _vllm,
-}

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterable
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from pipeline.explore import DryRun, Suspects
+    from pipeline.gates import Verdict
+    from pipeline.metrics import Metrics
     from pipeline.preview import Piece, Preview
     from pipeline.resample import Report
     from pipeline.results import Allowance, Estimate
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from pipeline.revoke import Reach, Reached
     from pipeline.runner import Outcome
     from pipeline.sweeps import Planned, Swept
+
+    Cell = str | Text
 
 
 def would_drop(found: "DryRun") -> None:
@@ -308,17 +312,33 @@ def resampled(report: "Report") -> None:
         table(("row", "label", "label now", "text", "text now"), rows)
 
 
+BAR, INTERVAL = 10, 12  # characters of bars in tables: what a run ends with fits into 80 columns
+
+
 def summary(outcomes: Iterable["Outcome"]) -> None:
-    """A row for each stage of a run."""
+    """A row for each stage of a run, with what part of its rows it kept, and a line for each that dropped any."""
+    from pipeline import bars
+    from pipeline.files import plain
     from pipeline.runner import reasons_line
 
-    rows = []
+    drawn = bars.marks()
+    rows: list[tuple[Cell, ...]] = []
+    dropped = []
     for outcome in outcomes:
         counts = outcome.manifest.counts
-        figures = (f"{counts.rows_in:,}", f"{counts.kept:,}", f"{counts.dropped:,}")
+        kept = counts.kept / counts.rows_in if counts.rows_in else None
+        share: Cell = ""
+        if kept is not None:
+            share = f"{kept:.1%}" if drawn is None else coloured(bars.share(kept, BAR, drawn), "green")
         when = f"{outcome.seconds:.1f} s" if outcome.ran else "unchanged"
-        rows.append((outcome.stage, *figures, reasons_line(counts), counts.unit, when))
-    table(("stage", "in", "kept", "dropped", "reasons", "unit", "time"), rows, right=(1, 2, 3, 6))
+        figures = (f"{counts.rows_in:,}", counts.unit, f"{counts.kept:,}", f"{counts.dropped:,}")
+        rows.append((outcome.stage, *figures, share, when))
+        if counts.reasons:
+            dropped.append(f"{outcome.stage} dropped {reasons_line(counts)}")
+    right = (1, 3, 4, 6) if drawn is not None else (1, 3, 4, 5, 6)
+    table(("stage", "in", "", "kept", "dropped", "share kept", "time"), rows, right, whole=(5, 6))
+    for line in dropped:
+        print(plain(line, 1000))
 
 
 def estimated(estimate: "Estimate") -> None:
@@ -405,28 +425,47 @@ def asked(teachers: dict[str, dict[str, Any]]) -> None:
         table(header, rows, right=(1, 2, 4, 5, 6, 7))
 
 
-def models(figures: dict[str, Any], speeds: dict[str, float]) -> None:
-    """A table of models for each eval set."""
-    for name, eval_set in figures["eval_sets"].items():
-        rows = []
-        for model, found in eval_set["models"].items():
-            low, high = found["accuracy_interval"]
-            macro = "" if found["macro_f1"] is None else f"{found['macro_f1']:.3f}"
-            size = f"{found['parameters'] / 1e6:,.0f} M" if found["parameters"] else ""
+def models(figures: "Metrics", speeds: dict[str, float]) -> None:
+    """A table of models for each eval set, each accuracy with its interval, which is drawn on a terminal."""
+    from pipeline import bars
+    from pipeline.measure import in_order
+
+    drawn = bars.marks()
+    for name, eval_set in figures.eval_sets.items():
+        rows: list[tuple[Cell, ...]] = []
+        for model in in_order(eval_set.models):
+            found = eval_set.models[model]
+            low, high = found.accuracy_interval
+            accuracy = f"{found.accuracy:.1%} [{low * 100:.1f}, {high * 100:.1f}]"
+            bar: tuple[Cell, ...] = ()
+            if drawn is not None:
+                bar = (coloured(bars.interval(low, found.accuracy, high, INTERVAL, drawn), "cyan"),)
+            macro = "" if found.macro_f1 is None else f"{found.macro_f1:.3f}"
+            error = "" if found.calibration is None else f"{found.calibration.ece:.3f}"
             speed = f"{speeds[model]:,.1f}" if model in speeds else ""
-            rows.append(
-                (
-                    model,
-                    f"{found['accuracy']:.1%}",
-                    f"{low:.1%} to {high:.1%}",
-                    macro,
-                    speed,
-                    size,
-                    f"{found['rows']:,}",
-                )
-            )
-        header = (f"on {name}", "accuracy", "95% interval", "macro-F1", "examples/s", "parameters", "rows")
-        table(header, rows, right=(1, 2, 3, 4, 5, 6))
+            size = f"{found.parameters / 1e6:,.0f} M" if found.parameters else ""
+            rows.append((model, accuracy, *bar, macro, error, speed, size, f"{found.rows:,}"))
+        scale = ("macro-F1",) if drawn is None else (f"{'0':<{INTERVAL - 1}}1", "macro\nF1")
+        header = (f"on {name}", "accuracy [95%]", *scale, "ECE", "rows/s", "size", "rows")
+        count = len(header)
+        table(header, rows, right=tuple(range(count - 5, count)), whole=tuple(range(1, count)))
+
+
+def compared(figures: "Metrics") -> None:
+    """What can be said of one model beside another, in a sentence each."""
+    from pipeline.files import plain
+    from pipeline.measure import comparisons
+
+    for name, one in comparisons(figures):
+        print(f"{plain(name)}: {plain(one.sentence, 400)}")
+
+
+def gates(verdicts: "list[Verdict]") -> None:
+    """A line for each gate."""
+    from pipeline.files import plain
+
+    for verdict in verdicts:
+        print(f"gate: {plain(verdict.told(), 300)}")
 
 
 def planned_sweep(name: str, points: "list[Planned]") -> None:
@@ -463,8 +502,20 @@ def swept(found: "Swept") -> None:
     )
 
 
-def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
-    """A table; the columns numbered in ``right`` are aligned there."""
+def coloured(text: str, style: str) -> "Text":
+    """A cell in a colour, where there are colours: not without a terminal, and not with NO_COLOR."""
+    from rich.text import Text
+
+    return Text(text, style)
+
+
+def table(
+    header: tuple[str, ...],
+    rows: "Iterable[tuple[Cell, ...]]",
+    right: tuple[int, ...] = (),
+    whole: tuple[int, ...] = (),
+) -> None:
+    """A table, its texts free of control characters; columns numbered in ``right`` are aligned there, those in ``whole`` never folded."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -472,11 +523,12 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], right: tuple
 
     from pipeline.files import plain
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index in right else "left", overflow="fold")
+        side: Literal["left", "right"] = "right" if index in right else "left"
+        table.add_column(name, justify=side, overflow="fold", no_wrap=index in whole)
     for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
+        table.add_row(*(Text(plain(cell)) if isinstance(cell, str) else cell for cell in row))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 

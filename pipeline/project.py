@@ -3,14 +3,16 @@
 import shutil
 from collections.abc import Iterable
 from importlib import resources
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, get_args
 
-from pipeline import evaluate, sample, terms, train
+from pipeline import answering, evaluate, sample, terms, train
+from pipeline.answering import Backend
 from pipeline.binding import Problem, bind, located
 from pipeline.config import Config, load, permit, read_yaml, verify
 from pipeline.files import InputError, plain
 from pipeline.ingest import prompts as read_prompts
+from pipeline.metrics import Costs, Metrics
 from pipeline.preview import Preview, preview_of_shards
 from pipeline.records import Prompt
 from pipeline.requests import all_requests
@@ -121,15 +123,41 @@ def _alone(student: str, layers: int | None, settings: Iterable[str], accept_ter
         raise located(problem, "", "--set", {}) from None
 
 
-def evaluate_alone(config: Config, model: str, data: Path | None) -> list[dict[str, Any]]:
-    """One model's figures on each eval set of the settings, or on a file whose rows look like theirs. Raises InputError."""
+def evaluate_alone(
+    config: Config, models: Iterable[str], data: Path | None, *, backend: str | None = None
+) -> tuple[Metrics, Costs]:
+    """The models' figures on each eval set of the settings, or on a file whose rows look like theirs, and what answering took.
+
+    A model is a folder, a Hub name or 'embedded', or ``NAME=MODEL``; without a name the last part of its path is one. Raises InputError.
+    """
+    if backend not in (None, *get_args(Backend)):
+        raise InputError(f"--backend: {plain(str(backend))!r} is not known; known: {', '.join(get_args(Backend))}")
+    named: dict[str, str] = {}
+    for given in models:
+        name, equals, source = given.partition("=")
+        source = source if equals else given
+        name = name if equals else PurePath(source.rstrip("/")).name
+        if not name or name in named:
+            raise InputError(
+                f"--model {plain(given)}: another model is called {plain(repr(name))}; write it as NAME={plain(source)}"
+            )
+        named[name] = source
     task = config.task
     shape = {"input": task.input, "gold": task.gold, "choices": task.choices, "id": task.id}
     sets = config.eval_sets if data is None else {data.stem: EvalSet(path=data, **shape)}
     if not sets:
         raise InputError(f"{config.file}: eval_sets: there are none; add one, or name a file with --data")
     kind = config.stages["parse"]["label_type"]
-    return [
-        evaluate.evaluate_model(model, eval_set, name=name, labels=task.labels, label_type=kind, targets=task.targets)
-        for name, eval_set in sets.items()
-    ]
+    settings = config.stages.get("evaluate", {})
+    known = ("batch_size", "max_new_tokens", "precision", "latency", "price_per_hour", "bootstrap", "seed")
+    return evaluate.evaluate_models(
+        named,
+        sets,
+        answers_in=config.run / answering.FOLDER if config.run.is_dir() else None,
+        labels=task.labels,
+        slices=task.slices if data is None else (),
+        label_type=kind,
+        targets=task.targets,
+        backend=backend or settings.get("backend", "transformers"),  # type: ignore[arg-type]
+        **{name: settings[name] for name in known if name in settings},
+    )

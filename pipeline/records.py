@@ -218,6 +218,13 @@ class Prediction(Row, frozen=True):
     label: Annotated[str | None, Meta(description="normalised; None where the text could not be read as a label")]
     correct: bool
     text: str
+    probabilities: Annotated[
+        dict[str, float] | None, Meta(description="of the labels there are; None where they are not known")
+    ] = None
+    probabilities_of: Annotated[
+        Literal["scores", "votes"] | None,
+        Meta(description="scores: the model's own log-probabilities; votes: shares of the teacher's samples"),
+    ] = None
 
 
 class Drop(Row, frozen=True):

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import evaluate, outputs, provenance, sample, teachers, usage
+from pipeline import evaluate, gates, measure, outputs, provenance, sample, teachers, usage
 from pipeline.binding import suggestion
 from pipeline.config import Config
-from pipeline.files import InputError, plain
+from pipeline.files import InputError, RunError, plain
+from pipeline.gates import Verdict
 from pipeline.ingest import prompts
+from pipeline.metrics import Costs, Metrics
 from pipeline.records import Counts, Drop, Prompt
 from pipeline.runner import RUN_FACTS, reasons_line
 from pipeline.spending import Budget, cost, priced
@@ -155,19 +157,39 @@ def dataset(config: Config, stage: str) -> Any:
     return datasets.Dataset.from_list(found, features=datasets.Features(columns))
 
 
-def metrics(run: Path) -> dict[str, Any] | None:
-    """What evaluate measured, or None: eval set -> model -> figures, as ``metrics.json`` holds them."""
+def metrics(run: Path) -> Metrics | None:
+    """What evaluate measured, as ``metrics.json`` of its result in force holds it; None where it did not. Raises RunError."""
     folder = outputs.current(run, "evaluate")
-    return json.loads((folder / evaluate.METRICS).read_bytes()) if folder is not None else None
+    if folder is None:
+        return None
+    try:
+        return Metrics.model_validate_json((folder / measure.METRICS).read_bytes())
+    except (OSError, ValueError):
+        raise RunError(
+            f"{folder / measure.METRICS}: not the metrics of this version; run `stepdistill run evaluate`, or audit"
+        ) from None
 
 
-def speeds(run: Path) -> dict[str, float]:
-    """Examples a second of each model that evaluate timed."""
+def costs(run: Path) -> Costs | None:
+    """What answering took in evaluate's result in force; None where that is not known."""
     folder = outputs.current(run, "evaluate")
-    path = folder / evaluate.SPEEDS if folder is not None else None
-    if path is None or not path.is_file():
-        return {}
-    return {model: speed["examples_per_second"] for model, speed in json.loads(path.read_bytes())["models"].items()}
+    try:
+        return None if folder is None else Costs.model_validate_json((folder / evaluate.SPEEDS).read_bytes())
+    except (OSError, ValueError):  # no part of the result
+        return None
+
+
+def throughputs(found: Costs | None) -> dict[str, float]:
+    """Rows a second of each model whose time was taken."""
+    models = found.models if found is not None else {}
+    return {model: cost.throughput for model, cost in models.items() if cost.throughput}
+
+
+def verdicts(config: Config) -> list[Verdict]:
+    """What becomes of ``stages.evaluate.gates`` on the figures in force; none without gates or figures."""
+    found = metrics(config.run)
+    wanted = config.stages.get("evaluate", {}).get("gates", {})
+    return gates.judge(found, wanted) if found is not None else []
 
 
 def sampling(folder: Path) -> dict[str, dict[str, Any]]:

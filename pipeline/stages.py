@@ -131,9 +131,9 @@ STAGES = {
             models=train.models, permitted=train.permitted,
         ),
         Stage(
-            "evaluate", "job", evaluate.evaluate, ("shard", "train"), None, Prediction, 1, "predictions",
+            "evaluate", "job", evaluate.evaluate, ("shard", "train"), None, Prediction, 2, "predictions",
             "student beside teacher and baselines", optional=True,
-            identities=lambda settings: sample.identities(settings["sample"]),
+            identities=evaluate.identities,
             models=lambda settings, identities: sample.models(settings["sample"], identities),
         ),
     )
@@ -156,6 +156,7 @@ NOT_IN_KEY: dict[str, str] = {
     "train.accept_terms": "why a training is done changes nothing in the student",
     "train.checkpoint_seconds": "how often an unfinished training is saved changes nothing in a finished one",
     "train.report_to": "where figures are sent besides",
+    "evaluate.gates": "a gate judges a result and changes none of it",
     "evaluate.sample.chunk": "as sample.chunk",
     "evaluate.sample.teacher.price": "as sample.teacher.price",
     "evaluate.sample.teacher.output_terms": "as sample.teacher.output_terms",
@@ -164,6 +165,11 @@ NOT_IN_KEY: dict[str, str] = {
     "evaluate.sample.engine": "as sample.engine",
     "evaluate.sample.workers": "as sample.engine",
     "evaluate.sample.ray": "as sample.engine",
+    "evaluate.judge.chunk": "as sample.chunk",
+    "evaluate.judge.teacher.price": "as sample.teacher.price",
+    "evaluate.judge.teacher.output_terms": "as judge.teacher.output_terms",
+    "evaluate.judge.teacher.restarts": "as sample.teacher.restarts",
+    "evaluate.judge.budget": "as sample.budget",
 }
 """Settings that a stage's key leaves out, each with its reason. Also left out everywhere: the paths of input files (their content
 counts, not where it lies), package versions and hardware (a run that must not be shared between them has its own run folder), and

@@ -33,10 +33,12 @@ from typing import Annotated, Any, Final
 from msgspec import Meta
 from pydantic import ValidationError
 
-from pipeline import evaluate, outputs, provenance, runner, sweep_plot
+from pipeline import measure, outputs, provenance, runner, sweep_plot
 from pipeline.binding import suggestion
 from pipeline.config import Config, load, permit, read_yaml, verify
 from pipeline.files import InputError, RunError, atomic, canonical_json, clear, digest, plain, private, strict_json
+from pipeline.intervals import accuracy_interval
+from pipeline.metrics import Metrics
 from pipeline.progress import say_line
 from pipeline.records import Row
 from pipeline.shard import escaped
@@ -429,9 +431,11 @@ def measured(run: Path, knobs: Mapping[str, Any], train: str, evaluation: str) -
     trained, judged = run / "train" / train, run / "evaluate" / evaluation
     details: Any = outputs.read_manifest(trained).details
     try:
-        metrics = evaluate.Metrics.model_validate_json((judged / evaluate.METRICS).read_bytes())
+        metrics = Metrics.model_validate_json((judged / measure.METRICS).read_bytes())
         facts: dict[str, Any] = details["models"][STUDENT]
-    except (OSError, ValidationError, LookupError, TypeError) as error:
+    except ValidationError:
+        raise RunError(f"{judged / measure.METRICS}: not the metrics of this version; run the sweep again") from None
+    except (OSError, LookupError, TypeError) as error:
         raise RunError(f"{judged}: {plain(str(error))}; run `stepdistill audit`") from None
     found = []
     for name, eval_set in metrics.eval_sets.items():
@@ -489,7 +493,7 @@ def pooled(found: Iterable[Measured]) -> list[Pooled]:
                     interval=interval,
                     rows=rows,
                     correct=correct,
-                    rows_interval=evaluate.accuracy_interval(correct, rows),
+                    rows_interval=accuracy_interval(correct, rows),
                 )
             )
     return settings

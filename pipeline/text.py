@@ -55,7 +55,7 @@ class _Characters(dict[int, str]):
             result = "/"
         elif character in "'’‘ʼ`´" or kind == "Cf":
             result = ""
-        elif any(first <= code <= last for first, last in _APART) and kind[0] == "L":
+        elif unspaced(character) and kind[0] == "L":
             result = f" {character} "
         elif kind[0] in "LMN":
             result = character
@@ -65,6 +65,11 @@ class _Characters(dict[int, str]):
             result = " "
         self[code] = result
         return result
+
+
+def unspaced(character: str) -> bool:
+    """Whether the character is of a script that is written without spaces between words."""
+    return any(first <= ord(character) <= last for first, last in _APART)
 
 
 _CHARACTERS = _Characters()

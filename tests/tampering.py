@@ -27,7 +27,7 @@ import pytest
 import xxhash
 from msgspec import DecodeError
 
-from pipeline import environment, evaluate, merkle, outputs, provenance, responses, shift
+from pipeline import answering, environment, evaluate, merkle, outputs, provenance, responses, shift
 from pipeline.decontaminate import PRESETS
 from pipeline.files import RunError, canonical_json, write_json
 from pipeline.outputs import Job, Totals
@@ -143,7 +143,7 @@ def make_run(settings_file: Path, overrides: tuple[str, ...] = ()) -> Path:
         patch.setitem(
             STAGES, "evaluate", replace(STAGES["evaluate"], function=_evaluate, schema=STAGES["evaluate"].function)
         )
-        patch.setattr(evaluate, "device", lambda: "cpu")
+        patch.setattr(answering, "device", lambda: "cpu")
         run(settings_file, overrides=overrides)
     return settings_file.parent / "run"
 

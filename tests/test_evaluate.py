@@ -1,7 +1,6 @@
 """Figures against numbers worked out by hand, and the job with a tiny student that was really trained."""
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,123 +9,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import evaluate as module
-from pipeline import outputs
+from pipeline import answering, eval_rows, gates, nearest, outputs
+from pipeline.answering import generate
 from pipeline.config import Config, load
-from pipeline.evaluate import (
-    EvalSet,
-    Metrics,
-    Speeds,
-    accuracy_interval,
-    confusion,
-    evaluate,
-    evaluate_model,
-    generate,
-    label_scores,
-    macro_f1,
-    paired_difference,
-    read_label,
-)
+from pipeline.evaluate import evaluate, evaluate_models
 from pipeline.files import InputError
 from pipeline.formats import Format
+from pipeline.gates import judge
+from pipeline.intervals import accuracy_interval
+from pipeline.labels import read_label
+from pipeline.metrics import Costs, Metrics, SetMetrics
 from pipeline.outputs import Job, Totals
 from pipeline.records import Drop, Prediction, TrainingRow
 from pipeline.runner import run
 from pipeline.shard import student_prompt
+from pipeline.sources import EvalSet
+from pipeline.student import StudentSettings
 from pipeline.teachers import Server
 from tests.chat_server import chat_server, completion
 from tests.conftest import write_jsonl, write_project
 
 TOPICS = ("sports", "food")
 WORDS = ("match", "soup")
-
-
-# Figures
-
-
-def test_wilson_interval_as_worked_out_by_hand() -> None:
-    # 8 of 10: centre (0.8 + 3.8415/20) / 1.38415, half width 1.95996 / 1.38415 * sqrt((0.16 + 3.8415/40) / 10)
-    assert accuracy_interval(8, 10) == pytest.approx((0.49016, 0.94331), abs=1e-5)
-    assert accuracy_interval(0, 10) == (0.0, pytest.approx(0.27753, abs=1e-5))
-    assert accuracy_interval(10, 10) == (pytest.approx(0.72247, abs=1e-5), 1.0)
-
-
-@given(st.integers(1, 3000), st.data())
-def test_interval_holds_the_share_and_mirrors(rows: int, data: st.DataObject) -> None:
-    correct = data.draw(st.integers(0, rows))
-    low, high = accuracy_interval(correct, rows)
-    assert 0 <= low <= correct / rows <= high <= 1
-    mirrored = accuracy_interval(rows - correct, rows)
-    assert (low, high) == pytest.approx((1 - mirrored[1], 1 - mirrored[0]))
-
-
-@pytest.mark.parametrize(("correct", "rows"), [(0, 0), (3, 2), (-1, 5)])
-def test_interval_of_what_is_no_share(correct: int, rows: int) -> None:
-    with pytest.raises(ValueError, match="no share"):
-        accuracy_interval(correct, rows)
-
-
-GOLDS = ["a", "a", "b", "b", "c"]
-ANSWERS = ["a", "b", "b", None, "c"]
-
-
-def test_macro_f1_as_worked_out_by_hand() -> None:
-    # a: precision 1, recall 1/2, F1 2/3; b: 1/2, 1/2, F1 1/2; c: 1; d is nowhere and does not count
-    assert macro_f1(GOLDS, ANSWERS, ["a", "b", "c", "d"]) == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
-    assert macro_f1(["a"], ["d"], ["a", "d"]) == 0.0
-    assert macro_f1(["a"], [None], ["a"]) == 0.0
-
-
-def test_confusion_has_a_last_column_for_everything_else() -> None:
-    matrix = confusion(GOLDS, ANSWERS, ["a", "b", "c", "d"])
-    assert matrix == [[1, 1, 0, 0, 0], [0, 1, 0, 0, 1], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]
-    scores = label_scores(matrix, ["a", "b", "c", "d"])
-    assert (scores["b"].precision, scores["b"].recall, scores["b"].gold, scores["b"].answered) == (0.5, 0.5, 2, 2)
-    assert (scores["d"].precision, scores["d"].recall) == (None, None)
-
-
-def test_a_truth_outside_the_classes_is_refused() -> None:
-    with pytest.raises(ValueError, match="'z' is none of the classes"):
-        confusion(["z"], ["a"], ["a"])
-
-
-def test_a_label_named_other_is_a_label_like_any() -> None:
-    assert confusion(["other", "a"], ["other", None], ["other", "a"]) == [[1, 0, 0], [0, 0, 1]]
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["a", "b", "c", "z", None])), min_size=1, max_size=40)
-)
-def test_confusion_counts_every_row_once(pairs: list[tuple[str, str | None]]) -> None:
-    golds, answers = [gold for gold, _ in pairs], [answer for _, answer in pairs]
-    matrix = confusion(golds, answers, "abc")
-    assert [sum(row) for row in matrix] == [golds.count(name) for name in "abc"]
-    assert sum(matrix[place][place] for place in range(3)) == sum(gold == answer for gold, answer in pairs)
-    assert 0 <= macro_f1(golds, answers, "abc") <= 1
-
-
-def test_paired_difference_agrees_with_the_normal_approximation() -> None:
-    first = [True] * 30 + [False] * 10 + [True] * 40 + [False] * 20
-    second = [False] * 30 + [True] * 10 + [True] * 40 + [False] * 20
-    difference, (low, high) = paired_difference(first, second, resamples=20_000)
-    half = 1.96 * math.sqrt((0.4 - 0.2**2) / 100)  # variance of a difference that is +1 in 30%, -1 in 10% of the rows
-    assert difference == pytest.approx(0.2)
-    assert (low, high) == pytest.approx((0.2 - half, 0.2 + half), abs=0.015)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60), st.integers(0, 5))
-def test_paired_difference_is_seeded_and_holds_its_centre(pairs: list[tuple[bool, bool]], seed: int) -> None:
-    first, second = [one for one, _ in pairs], [other for _, other in pairs]
-    difference, (low, high) = paired_difference(first, second, resamples=200, seed=seed)
-    assert paired_difference(first, second, resamples=200, seed=seed) == (difference, (low, high))
-    assert -1 <= low <= high <= 1
-    assert difference == pytest.approx(sum(first) / len(first) - sum(second) / len(second))
-    assert paired_difference(first, first, resamples=200, seed=seed) == (0.0, (0.0, 0.0))
-
-
-def test_pairs_must_match() -> None:
-    with pytest.raises(ValueError, match="in pairs"):
-        paired_difference([True], [True, False])
 
 
 def test_answers_that_say_no_label_are_none() -> None:
@@ -222,7 +126,7 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_answers_do_not_depend_on_the_batch(students: Path) -> None:
-    checkpoint = module.load(str(students / "student"))
+    checkpoint = answering.load(str(students / "student"))
     texts = [student_prompt("label", f"{'a' * number} {WORDS[number % 2]}") for number in range(7)]
     alone = [generate(checkpoint, [asked], max_new_tokens=12)[0] for asked in texts]
     assert generate(checkpoint, texts, batch_size=3, max_new_tokens=12) == alone
@@ -231,7 +135,7 @@ def test_answers_do_not_depend_on_the_batch(students: Path) -> None:
 
 
 def test_a_text_without_room_for_an_answer_gets_none(tmp_path: Path) -> None:
-    checkpoint = module.load(str(tiny_student(tmp_path / "short", steps=0, context=64)))
+    checkpoint = answering.load(str(tiny_student(tmp_path / "short", steps=0, context=64)))
     short, long = generate(checkpoint, ["soup", "soup" * 20], max_new_tokens=8)
     assert short.text is not None
     assert (long.text, long.finished) == (None, False)
@@ -270,6 +174,8 @@ def ask(
     settings: dict[str, Any] = {
         "eval_sets": config.eval_sets,
         "labels": config.task.labels,
+        "slices": [],
+        "latency": 2,
         "label_type": "text",
         "targets": config.task.targets,
         "sample": config.stages["sample"],
@@ -301,9 +207,9 @@ def measured(prepared: Config, students: Path, tmp_path_factory: pytest.TempPath
 
 def test_every_eval_row_is_a_prediction_or_a_drop_for_each_model(measured: tuple[Path, Any]) -> None:
     _, (predictions, drops, totals) = measured
-    assert totals.rows_in == len(predictions) + len(drops) == 8 * 4
-    assert len({row.id for row in [*predictions, *drops]}) == 32
-    models = ("teacher", "student", "baseline", "majority")
+    assert totals.rows_in == len(predictions) + len(drops) == 8 * 5
+    assert len({row.id for row in [*predictions, *drops]}) == 40
+    models = ("teacher", "student", "baseline", "nearest", "majority")
     assert [row.id for row in predictions] == [f"test/{model}/t{n}" for model in models for n in range(6)]
     reasons = {(drop.id, drop.reason) for drop in drops}
     assert reasons == {
@@ -349,9 +255,18 @@ def test_what_the_teacher_did_not_answer_is_wrong_and_said_so(measured: tuple[Pa
 
 def test_the_student_is_asked_why(measured: tuple[Path, Any]) -> None:
     rows = [json.loads(line) for line in (measured[0] / "rationales.jsonl").read_bytes().splitlines()]
-    assert [row["row"] for row in rows] == [f"t{n}" for n in range(6)]
-    assert [row["rationale"] for row in rows] == ["It is a match.", "It is soup."] * 3
-    assert all(row["finished"] for row in rows)
+    student = [row for row in rows if row["model"] == "student"]
+    assert [row["row"] for row in student] == [f"t{n}" for n in range(6)]
+    assert [row["rationale"] for row in student] == ["It is a match.", "It is soup."] * 3
+    assert all(row["finished"] and row["asked_again"] for row in student)
+    assert [row["row"] for row in rows if row["model"] == "teacher"] == ["t0", "t1", "t2", "t3"]
+    assert {row["model"] for row in rows} == {"student", "teacher"}
+    found = figures(measured[0]).eval_sets["test"].models
+    assert found["baseline"].rationales is None
+    told, said = found["student"].rationales, found["teacher"].rationales
+    assert told is not None and (told.rows, told.finished, told.asked_first, told.right_before) == (6, 6, 6, 6)
+    assert told.changed == sum(row["label"] != row["label_after"] for row in student)
+    assert said is not None and (said.rows, said.asked_first, said.judged) == (4, None, None)
 
 
 def test_the_same_again_is_the_same_bytes_but_for_speeds(
@@ -361,20 +276,23 @@ def test_the_same_again_is_the_same_bytes_but_for_speeds(
     again, more, _ = ask(prepared, tmp_path, students, batch_size=1)
     assert [row.line() for row in again] == [row.line() for row in predictions]
     assert [row.line() for row in more] == [row.line() for row in drops]
-    files = {path.name for path in tmp_path.iterdir()}
-    assert files == {"metrics.json", "rationales.jsonl", "run-speed.json"}
-    for name in ("metrics.json", "rationales.jsonl"):
+    result = {"metrics.json", "rationales.jsonl", "rows.jsonl", "safety.jsonl", "validation.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == result | {"run-speed.json"}
+    for name in result:
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-    assert b"per_second" not in (folder / "metrics.json").read_bytes()
-    speeds = Speeds.model_validate_json((tmp_path / "run-speed.json").read_bytes())
-    assert set(speeds.models) == {"student", "baseline"} | ({"teacher"} & set(speeds.models))
-    assert speeds.models["student"].rows == 6
+    took = Costs.model_validate_json((tmp_path / "run-speed.json").read_bytes()).models
+    assert set(took) == {"student", "baseline"}  # a recording has no time of its own
+    cost = took["student"]
+    assert (cost.rows, cost.latency_rows, cost.batch_size) == (4, 2, 1)
+    assert cost.latency is not None and 0 < cost.latency["p50"] <= cost.latency["p99"]
+    assert cost.bytes_on_disk is not None and cost.bytes_on_disk > 4 * (cost.parameters or 0) > 0
+    assert cost.peak_memory is not None and cost.throughput is not None and cost.cost_per_1000 is None
 
 
 def test_without_a_student_the_teacher_is_measured_alone(prepared: Config, tmp_path: Path) -> None:
     predictions, _, totals = ask(prepared, tmp_path, None)
-    assert {row.model for row in predictions} == {"teacher", "majority"}
-    assert totals.rows_in == 8 * 2
+    assert {row.model for row in predictions} == {"teacher", "nearest", "majority"}
+    assert totals.rows_in == 8 * 3
     assert figures(tmp_path).eval_sets["test"].comparisons == []
 
 
@@ -382,8 +300,8 @@ def test_a_teacher_that_answered_nothing_is_left_out(prepared: Config, tmp_path:
     write_jsonl(tmp_path / "other.jsonl", [{"id": "someone else", "completion": "Hm. So the answer is food."}])
     teacher = prepared.stages["sample"]["teacher"][0].model_copy(update={"completions": tmp_path / "other.jsonl"})
     predictions, _, totals = ask(prepared, tmp_path, None, sample=prepared.stages["sample"] | {"teacher": [teacher]})
-    assert {row.model for row in predictions} == {"majority"}
-    assert totals.rows_in == 8
+    assert {row.model for row in predictions} == {"nearest", "majority"}
+    assert totals.rows_in == 16
 
 
 @pytest.mark.parametrize("rationalise", [False, True])
@@ -398,8 +316,8 @@ def test_the_teacher_is_never_shown_the_true_label(
         changed = {"teacher": [teacher], "prompt": tmp_path / "why.jinja", "rationalise": rationalise}
         predictions, _, totals = ask(prepared, tmp_path / "out", None, sample=prepared.stages["sample"] | changed)
     assert len(chat.requests) == (0 if rationalise else 6)
-    assert {row.model for row in predictions} == ({"majority"} if rationalise else {"teacher", "majority"})
-    assert totals.rows_in == (8 if rationalise else 16)
+    assert {row.model for row in predictions} == {"nearest", "majority"} | (set() if rationalise else {"teacher"})
+    assert totals.rows_in == (16 if rationalise else 24)
     left_out = "evaluate: the teacher is left out; its prompt shows the true label (stages.sample.rationalise)"
     assert (left_out in capsys.readouterr().err) == rationalise
 
@@ -407,7 +325,7 @@ def test_the_teacher_is_never_shown_the_true_label(
 def test_two_eval_sets_may_share_ids(prepared: Config, tmp_path: Path) -> None:
     sets = {"test": prepared.eval_sets["test"], "again": prepared.eval_sets["test"]}
     predictions, drops, totals = ask(prepared, tmp_path, None, eval_sets=sets)
-    assert totals.rows_in == len(predictions) + len(drops) == 2 * 8 * 2
+    assert totals.rows_in == len(predictions) + len(drops) == 2 * 8 * 3
     found = figures(tmp_path).eval_sets
     assert found["test"].models["teacher"] == found["again"].models["teacher"]
     assert found["test"].models["teacher"].correct == 3
@@ -433,42 +351,240 @@ def test_an_answer_that_had_to_be_cut_off_is_none(prepared: Config, students: Pa
     assert [(row.text, row.label) for row in student[:2]] == [("spor", None), ("food", None)]
 
 
+def test_what_students_said_is_not_asked_again(
+    prepared: Config, students: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(prepared, tmp_path / "first", students, latency=0)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was asked once more")
+
+    monkeypatch.setattr(answering, "complete", never)
+    monkeypatch.setattr("pipeline.evaluate.label_log_probabilities", never)
+    ask(prepared, tmp_path / "second", students, latency=0, bootstrap=7)
+    rows = [(tmp_path / name / "rationales.jsonl").read_bytes() for name in ("first", "second")]
+    assert rows[0] == rows[1]
+    with pytest.raises(AssertionError, match="asked once more"):
+        ask(prepared, tmp_path / "third", students, latency=0, max_new_tokens=3)  # shorter answers are other answers
+
+
+def test_the_student_is_probed_beside_what_it_was_made_from(prepared: Config, students: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"{name} won the match {n}", "topic": "sports"} for n, name in enumerate(["Mary", "He", "Nobody"])]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    sets = {"test": prepared.eval_sets["test"].model_copy(update={"path": tmp_path / "rows.jsonl", "id": None})}
+    made_from = StudentSettings.model_validate({"from": str(students / "baseline")})
+    folder = tmp_path / "out"
+    ask(prepared, folder, students, eval_sets=sets, base=made_from, latency=0)
+    found = figures(folder).safety
+    assert found is not None and found.base == str(students / "baseline")
+    before, after = found.models["base"], found.models["student"]
+    assert (before.harmful, before.harmless, before.swapped) == (after.harmful, after.harmless, 0) == (24, 24, 0)
+    assert after.swapped == 2 and after.refused == 0 and len(found.sentences) == 5
+    said = [json.loads(line) for line in (folder / "safety.jsonl").read_bytes().splitlines()]
+    assert {row["model"] for row in said} == {"base", "student"}
+    swapped = [row for row in said if row["probe"].startswith("gender/")]
+    assert [row["request"].split()[0] for row in swapped][1] == "She"
+    assert after.swapped_changed <= 2
+
+
+def test_students_say_how_sure_they_are(measured: tuple[Path, Any]) -> None:
+    folder, (predictions, _, _) = measured
+    student = [row for row in predictions if row.model == "student"]
+    for row in student:
+        assert row.probabilities is not None and row.probabilities_of == "scores"
+        assert set(row.probabilities) == set(TOPICS) and sum(row.probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert max(row.probabilities, key=lambda label: row.probabilities[label]) == row.label
+    assert all(row.probabilities is None for row in predictions if row.model in ("teacher", "majority", "nearest"))
+    found = figures(folder).eval_sets["test"].models
+    assert found["majority"].calibration is None
+    sure, unsure = found["student"].calibration, found["baseline"].calibration
+    assert sure is not None and unsure is not None and (sure.rows, unsure.rows) == (6, 6)
+    assert sure.brier < 0.1 < unsure.brier
+    kept = [json.loads(line) for line in (folder / "validation.jsonl").read_bytes().splitlines()]
+    assert {row["model"] for row in kept} == {"student", "baseline"}
+    assert sure.temperature_rows == sum(row["model"] == "student" for row in kept) > 0
+    assert unsure.temperature is not None and unsure.scaled_brier is not None
+
+
+def test_rows_know_what_is_known_of_them(
+    prepared: Config, students: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "pipeline.eval_rows.overlapping", lambda shards: {"test": {"t1": ["r25"], "t2": ["r3", "r4"]}, "gone": {}}
+    )
+    ask(prepared, tmp_path, students, slices=["topic", "nowhere"])
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_bytes().splitlines()]
+    assert [row["row"] for row in rows if row["contaminated"]] == ["t1", "t2"]
+    assert [row["slices"] for row in rows[:2]] == [{"topic": "sports"}, {"topic": "food"}]
+    found = figures(tmp_path).eval_sets["test"]
+    assert found.contamination is not None
+    assert (found.contamination.clean, found.contamination.found) == (4, 2)
+    clean, hit = found.contamination.models["majority"]
+    assert (clean.rows, hit.rows, clean.right + hit.right) == (4, 2, found.models["majority"].correct)
+    slices = found.models["majority"].slices
+    assert [(one.value, one.share.rows) for one in slices["topic"]] == [("food", 3), ("sports", 3)]
+    assert {one.share.right for one in slices["topic"]} == {0, 3}
+    for groups in slices.values():
+        assert sum(one.share.rows for one in groups) == 6
+
+
+def test_the_drops_of_decontaminate_tell_which_eval_rows_were_found(tmp_path: Path) -> None:
+    settings = write_project(tmp_path / "project")
+    config = load(settings)
+    run(config)
+    shard = outputs.current(config.run, "shard")
+    assert shard is not None
+    assert eval_rows.overlapping(shard) == {"test": {"t0": ["r25"]}}
+    off = load(settings, ["decontaminate=false"])
+    run(off)
+    shard = outputs.current(off.run, "shard")
+    assert shard is not None
+    assert eval_rows.overlapping(shard) is None
+
+
+def test_several_teachers_are_there_together_and_alone(prepared: Config, tmp_path: Path) -> None:
+    for name, topic in (("one", "sports"), ("two", "food")):
+        rows = [{"id": f"t{n}", "completion": f"It is so. So the answer is {topic}."} for n in range(6)]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    teachers = [
+        prepared.stages["sample"]["teacher"][0].model_copy(
+            update={"name": name, "completions": tmp_path / f"{name}.jsonl"}
+        )
+        for name in ("one", "two")
+    ]
+    asked = prepared.stages["sample"] | {"teacher": teachers}
+    read_as = prepared.stages["parse"] | {"teachers": ["one", "two"]}
+    predictions, _, _ = ask(prepared, tmp_path / "out", None, sample=asked, parse=read_as)
+    models = dict.fromkeys(row.model for row in predictions)
+    assert [*models] == ["teacher", "teacher:one", "teacher:two", "nearest", "majority"]
+    assert {row.label for row in predictions if row.model == "teacher:two"} == {"food"}
+    found = figures(tmp_path / "out").eval_sets["test"].models
+    assert [one.value for one in found["teacher"].slices["teacher agreement"]] == ["50%"]
+    believed = found["teacher"].calibration
+    assert believed is not None and (believed.source, believed.ece, believed.brier) == ("votes", 0.0, 0.5)
+
+
+def test_further_models_are_measured_on_the_same_rows(prepared: Config, students: Path, tmp_path: Path) -> None:
+    predictions, _, totals = ask(prepared, tmp_path, students, models={"old": str(students / "baseline")}, latency=0)
+    assert totals.rows_in == 8 * 6
+    given = {model: [row.text for row in predictions if row.model == model] for model in ("old", "baseline")}
+    assert given["old"] == given["baseline"]
+    found = figures(tmp_path).eval_sets["test"]
+    assert found.models["old"].kind == "model"
+    told = {(one.first, one.second): one.sentence for one in found.comparisons}
+    assert {("student", "old"), ("old", "teacher"), ("old", "baseline")} <= set(told)
+    assert told["student", "old"].startswith("student 100.0%") and "old 0.0%" in told["student", "old"]
+
+
+# Gates
+
+
+def judged(found: Metrics, **gates: str) -> dict[str, bool]:
+    return {one.gate: one.passed for one in judge(found, gates)}
+
+
+def test_gates_hold_or_do_not(measured: tuple[Path, Any]) -> None:
+    found = figures(measured[0])
+    met = {
+        "accuracy": ">= 1",
+        "macro_f1": ">0.99",
+        "accuracy_vs_teacher": ">= 0.5",
+        "ece": "< 0.5",
+        "answered": ">= 1.0",
+    }
+    assert all(judged(found, **met).values())
+    missed = {"accuracy": "< 1", "accuracy_vs_majority": ">= 0.51", "rouge_l": ">= 0", "accuracy_vs_old": ">= -1"}
+    assert not any(judged(found, **missed).values())
+    assert [one.told() for one in judge(found, {"test.brier": "<= 2", "other.brier": "<= 2"})][1] == (
+        "other: brier is not known, wanted <= 2: failed"
+    )
+
+
+@pytest.mark.parametrize("gate", ["accuracy", "accuracy = 1", "accuracy >= high", "acuracy >= 0.5", "accuracy >= nan"])
+def test_a_gate_that_is_none_is_one_line(gate: str) -> None:
+    with pytest.raises(InputError, match=r"^--gate .*(no condition|unknown figure)"):
+        gates.read([gate])
+
+
+@given(st.floats(-2, 2), st.sampled_from(["<", "<=", ">", ">="]), st.sampled_from(["accuracy", "ece", "brier"]))
+def test_a_gate_is_what_it_says(measured: tuple[Path, Any], limit: float, sign: str, figure: str) -> None:
+    found = figures(measured[0])
+    student = found.eval_sets["test"].models["student"]
+    assert student.calibration is not None
+    value = {"accuracy": student.accuracy, "ece": student.calibration.ece, "brier": student.calibration.brier}[figure]
+    (verdict,) = judge(found, gates.read([f"{figure} {sign} {limit!r}"]))
+    wanted = {"<": value < limit, "<=": value <= limit, ">": value > limit, ">=": value >= limit}[sign]
+    assert verdict.passed == wanted
+
+
+# Nearest neighbour
+
+
+@given(st.lists(st.text("abc ", min_size=1, max_size=12), min_size=1, max_size=20))
+def test_a_training_row_is_nearest_to_itself(texts: list[str]) -> None:
+    training = [(text, f"label {' '.join(text.split())}") for text in texts]
+    found = nearest.labels(texts, training)
+    said = {label for _, label in training}
+    for text, label in zip(texts, found, strict=True):
+        assert label in said
+        if len(text.split()) > 1:
+            assert sorted(label.removeprefix("label ").split()) == sorted(text.split())
+
+
+def test_the_nearest_row_shares_most_of_what_is_rare() -> None:
+    training = [("the late goal sinks the leaders", "sports"), ("the bread is dear and the soup is late", "food")]
+    assert nearest.labels(["a goal", "the soup", "zzz"], training) == ["sports", "food", "sports"]
+    assert nearest.labels(["goal"], [("!!", "odd"), ("??", "even")]) == ["odd"]
+    with pytest.raises(ValueError, match="no training rows"):
+        nearest.labels(["goal"], [])
+
+
 # Any model on any file
 
 
-def test_a_model_alone(prepared: Config, students: Path) -> None:
-    found = evaluate_model(
-        str(students / "student"), prepared.eval_sets["test"], name="test", labels=["sports", "food"]
-    )
-    assert (found["rows"], found["correct"], found["accuracy"], found["macro_f1"]) == (6, 6, 1.0, 1.0)
-    assert found["dropped"] == {"no_gold": 1, "gold_is_no_label": 1}
-    assert found["examples_per_second"] > 0
-    assert found["parameters"] == sum(
-        weights.numel() for weights in module.load(str(students / "student")).model.parameters()
-    )
-    json.dumps(found)
+def alone(students: Path, eval_set: EvalSet, **settings: Any) -> SetMetrics:
+    found, _ = evaluate_models({"student": str(students / "student")}, {"test": eval_set}, latency=0, **settings)
+    return found.eval_sets["test"]
+
+
+def test_a_model_alone(prepared: Config, students: Path, tmp_path: Path) -> None:
+    models = {name: str(students / name) for name in ("student", "baseline")}
+    sets = {"test": prepared.eval_sets["test"]}
+    found, costs = evaluate_models(models, sets, labels=["sports", "food"], answers_in=tmp_path / "answers")
+    measured = found.eval_sets["test"]
+    student = measured.models["student"]
+    assert (student.rows, student.correct, student.accuracy, student.macro_f1) == (6, 6, 1.0, 1.0)
+    assert measured.dropped == 2
+    assert [(one.first, one.second, one.only_first) for one in measured.comparisons] == [("student", "baseline", 6)]
+    assert (costs.models["student"].throughput or 0) > 0
+    assert student.parameters == answering.load(models["student"]).parameters
+    json.dumps(found.model_dump(mode="json"))
 
 
 def test_open_answers_have_no_confusion_matrix(prepared: Config, students: Path) -> None:
-    found = evaluate_model(str(students / "student"), prepared.eval_sets["test"])
-    assert (found["rows"], found["correct"]) == (7, 6)  # 'gardening' is a truth like any other here
-    assert (found["macro_f1"], found["confusion"], found["classes"]) == (None, [], [])
+    found = alone(students, prepared.eval_sets["test"])
+    student = found.models["student"]
+    assert (student.rows, student.correct) == (7, 6)  # 'gardening' is a truth like any other here
+    assert (student.macro_f1, student.confusion, found.classes, student.calibration) == (None, [], [], None)
+    assert student.rouge_l is not None and student.rouge_l.value == pytest.approx(6 / 7)
+    assert student.chrf is not None and student.chrf.value > 6 / 7 - 1e-9
+    assert student.exact_match == pytest.approx(6 / 7)
 
 
 def test_what_cannot_be_measured_is_one_line(prepared: Config, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name"):
-        evaluate_model(str(tmp_path / "nowhere"), prepared.eval_sets["test"])
+        evaluate_models({"x": str(tmp_path / "nowhere")}, {"test": prepared.eval_sets["test"]})
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [{"text": "soup", "topic": ""}])
     rows = EvalSet(path=path, input="{{ text }}", gold="topic", choices=None, id=None)
     with pytest.raises(InputError, match="none of 1 rows has a usable true label"):
-        evaluate_model(str(tmp_path), rows)
+        evaluate_models({"x": str(tmp_path)}, {"test": rows})
 
 
-def test_majority_is_the_most_frequent_label_of_the_training_rows(prepared: Config) -> None:
+def test_majority_is_the_most_frequent_label_of_the_training_rows(prepared: Config, measured: tuple[Path, Any]) -> None:
     shard = outputs.current(prepared.run, "shard")
     assert shard is not None
     rows = [row for row in outputs.read(shard, TrainingRow) if row.task == "label" and row.split == "train"]
     counts = {topic: sum(row.completion == topic for row in rows) for topic in TOPICS}
-    majority = module._majority(Job(Path(), {"shard": shard}, Path()))
+    majority = figures(measured[0]).eval_sets["test"].majority
     assert majority == min(counts, key=lambda topic: (-counts[topic], topic))

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import launch as launching
 from pipeline import training_process
-from pipeline.evaluate import load
+from pipeline.answering import load
 from pipeline.files import InputError, RunError
 from pipeline.records import TrainingRow
 from tests.forked import Forked, waited

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline
-from pipeline import evaluate, outputs
+from pipeline import measure, outputs
 from pipeline.audit import audit
 from pipeline.export import FOLDER, FORMATS, export
 from pipeline.exports import Result, View, hub_licence, shards, view
 from pipeline.files import InputError, RunError, sha256
+from pipeline.metrics import Metrics
 from pipeline.records import Parent, Source
 from tests.conftest import write_jsonl, write_project
 
@@ -54,22 +55,36 @@ def trained(small: Path, tmp_path_factory: pytest.TempPathFactory) -> "Lent":
     student = {
         "rows": 10, "answered": 9, "unanswered": 1, "correct": 7, "accuracy": 0.7, "accuracy_interval": (0.397, 0.892),
         "macro_f1": 0.6912345, "labels": {}, "confusion": [], "same_as_teacher": 8, "teacher_rows": 10, "parameters": 5,
+        "kind": "student", "macro_f1_interval": None, "exact_match": 0.7, "rouge_l": None, "chrf": None, "slices": {},
+        "calibration": None, "rationales": None,
     }  # fmt: skip
-    compared = {"first": "student", "second": "majority", "difference": 0.2, "interval": (-0.1, 0.5)}
-    metrics = evaluate.Metrics.model_validate(
+    compared = {
+        **{
+            "first": "student",
+            "second": "majority",
+            "difference": 0.2,
+            "interval": (-0.1, 0.5),
+            "both": 4,
+            "neither": 2,
+        },
+        **{"p": 0.6, "sentence": "student 70.0%, majority 50.0%; difference +20.0 points: not shown"},
+    }
+    metrics = Metrics.model_validate(
         {
             "label_type": "text",
-            "interval": evaluate.INTERVAL,
+            "interval": measure.INTERVAL,
             "eval_sets": {
                 "test": {
                     "rows": 10, "dropped": 0, "classes": ["sports", "food"], "majority": "food",
                     "models": {"student": student, "majority": {**student, "accuracy": 0.5, "macro_f1": None}},
                     "comparisons": [{**compared, "only_first": 3, "only_second": 1}],
+                    "contamination": None,
                 },
             },
+            "safety": None,
         }
     )  # fmt: skip
-    path = folder / evaluate.METRICS
+    path = folder / measure.METRICS
     path.write_bytes(metrics.line())
     figures = {"path": path.name, "bytes": path.stat().st_size, "rows": None, "sha256": sha256(path)}
     base = shard.manifest.model_dump()
@@ -263,7 +278,7 @@ def test_the_model_card_is_valid_and_holds_the_figures(trained: Lent) -> None:
 
 def test_figures_that_are_not_those_of_the_manifest_are_refused(trained: Lent, tmp_path: Path) -> None:
     result = trained.view.results["evaluate"]
-    (tmp_path / evaluate.METRICS).write_bytes((result.folder / evaluate.METRICS).read_bytes().replace(b"0.7", b"0.9"))
+    (tmp_path / measure.METRICS).write_bytes((result.folder / measure.METRICS).read_bytes().replace(b"0.7", b"0.9"))
     other = replace(trained.view, results={**trained.view.results, "evaluate": result._replace(folder=tmp_path)})
     with pytest.raises(RunError, match="not the figures that its manifest names"):
         render(other, "model-card")

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import evaluate
+from pipeline import answering
 from pipeline.files import RunError
 from pipeline.formats import Format
 from pipeline.model_folder import EXAMPLE, finish, render
@@ -138,7 +138,7 @@ def test_the_lines_on_the_card_give_what_the_student_answers(
     with_transformers, with_vllm = code((folder / "README.md").read_text())
     (folder.parent / "lines.py").write_text(with_transformers.replace("path/to/this/folder", str(folder)))
     runpy.run_path(str(folder.parent / "lines.py"))
-    expected = evaluate.generate(evaluate.load(str(folder)), [f"[label] {EXAMPLE}"], max_new_tokens=32)[0].text
+    expected = answering.generate(answering.load(str(folder)), [f"[label] {EXAMPLE}"], max_new_tokens=32)[0].text
     assert capsys.readouterr().out == f"{expected}\n"
     compile(with_vllm, "README.md", "exec")
     asked = [

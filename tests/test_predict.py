@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import evaluate
+from pipeline import answering
 from pipeline import predict as predicting
 from pipeline.cli import main
 from pipeline.config import load as load_config
@@ -92,7 +92,7 @@ def test_answers_are_those_that_evaluate_sees(tmp_path: Path, student: Path) -> 
     texts = ["bbb", "ab ab", "7", "Zeile zwei", "a" * 60]
     data = write(tmp_path / "rows.jsonl", [{"text": one} for one in texts])
     rows, _ = label(student, data, tmp_path / "out.jsonl", max_new_tokens=12)
-    asked = evaluate.generate(evaluate.load(str(student)), [f"[label] {one}" for one in texts], max_new_tokens=12)
+    asked = answering.generate(answering.load(str(student)), [f"[label] {one}" for one in texts], max_new_tokens=12)
     assert [(row["text"], row["finished"]) for row in rows] == [(one.text, one.finished) for one in asked]
 
 
@@ -208,7 +208,7 @@ def test_as_many_rows_come_out_as_go_in_and_in_their_order(
 def stopped(monkeypatch: pytest.MonkeyPatch, after: int) -> list[int]:
     """Have the model stop at its call number ``after`` as Ctrl-C would; how many prompts each call had."""
     calls: list[int] = []
-    complete = evaluate.complete
+    complete = answering.complete
 
     def interrupted(checkpoint: Any, prompts: Any, **more: Any) -> Any:
         if len(calls) == after:
@@ -216,7 +216,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, after: int) -> list[int]:
         calls.append(len(prompts))
         return complete(checkpoint, prompts, **more)
 
-    monkeypatch.setattr(evaluate, "complete", interrupted)
+    monkeypatch.setattr(answering, "complete", interrupted)
     return calls
 
 
@@ -257,7 +257,7 @@ def test_what_is_whole_but_for_its_name_needs_no_model(
     rest, _ = label(student, data, tmp_path / "whole.jsonl")
     with (tmp_path / "out.jsonl.part").open("a") as file:
         file.write(json.dumps(rest[2]) + "\n")
-    monkeypatch.setattr(evaluate, "load", None)
+    monkeypatch.setattr(answering, "load", None)
     rows, summary = label(student, data, out)
     assert rows == rest
     assert summary.resumed == 3

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluate import load
+from pipeline.answering import load
 from pipeline.files import InputError
 from pipeline.losses.soft_labels import tempered
 from pipeline.records import TrainingRow

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import evaluate
+from pipeline import answering
 from pipeline.shard import student_prompt
 from tests.models import make_bart, make_chat, make_model, make_t5
 from tests.test_train import pair, run, write_shards
@@ -30,10 +30,10 @@ def test_a_student_learns_both_tasks_and_tells_them_apart(kind: str, tmp_path: P
         rows = [row for number in range(ROWS) for row in pair(number, "validation" if number >= 20 else "train")]
         shards = write_shards(tmp_path / "shards", rows)
         run(shards, tmp_path / "out", make(tmp_path / "model"), baseline=False, **{"epochs": 30, **settings})
-        student = evaluate.load(str(tmp_path / "out" / "student"))
+        student = answering.load(str(tmp_path / "out" / "student"))
         inputs = [row.prompt.removeprefix("[label] ") for row in rows if row.task == "label"]
         for task in ("label", "rationale"):
-            said = evaluate.generate(student, [student_prompt(task, text) for text in inputs], max_new_tokens=24)
+            said = answering.generate(student, [student_prompt(task, text) for text in inputs], max_new_tokens=24)
             wanted = [row.completion for row in rows if row.task == task]
             assert [answer.text for answer in said] == wanted
             assert all(answer.finished for answer in said)

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import pipeline
-from pipeline import evaluate, outputs, provenance, runner, sweep_plot, sweeps
+from pipeline import outputs, provenance, runner, sweep_plot, sweeps
 from pipeline.audit import audit
 from pipeline.cli import app
 from pipeline.config import load, read_yaml
 from pipeline.files import InputError
+from pipeline.intervals import accuracy_interval
 from pipeline.sweeps import Measured, prepare, read_over, sweep
 from tests.conftest import write_project
 from tests.test_train import make_model
@@ -43,7 +44,7 @@ def trained_project(folder: Path, tiny: Path) -> Path:
     settings_file = write_project(folder)
     train = f"{{student: {tiny}, epochs: 1, batch_size: 8, precision: float32, accept_terms: the rows are made up}}"
     written = settings_file.read_text().replace("  train: false", f"  train: {train}")
-    evaluation = "  evaluate: {rationales: 0, max_new_tokens: 4, bootstrap: 5}"
+    evaluation = "  evaluate: {rationales: 0, max_new_tokens: 4, bootstrap: 5, latency: 0, safety: false}"
     settings_file.write_text(written.replace("  evaluate: false", evaluation))
     return settings_file
 
@@ -476,7 +477,7 @@ def line(accuracy: int, rows: int = 100, eval_set: str = "test", **knobs: Any) -
     share = accuracy / rows
     return Measured(
         **{"knobs": named, "eval_set": eval_set, "train": "0" * 32, "evaluate": "0" * 32, "rows": rows},
-        **{"correct": accuracy, "accuracy": share, "interval": evaluate.accuracy_interval(accuracy, rows)},
+        **{"correct": accuracy, "accuracy": share, "interval": accuracy_interval(accuracy, rows)},
         **{"steps": 1, "label_loss": 0.1, "tokens": 1, "seconds": 1.0},
     )
 

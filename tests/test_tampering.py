@@ -528,6 +528,7 @@ SIGNATURE_ALONE = {
     "train: identities.student.*": "identities.student, identities of evaluate",
     "evaluate: identities.*": "identities.student, identities of evaluate",
     "evaluate: settings.sample.*": "settings that no key depends on",
+    "evaluate: settings.judge.*": "settings that no key depends on",
     **dict.fromkeys(
         (
             *("evaluate: settings.eval_sets.*", "evaluate: settings.labels.*", "evaluate: settings.parse.*"),

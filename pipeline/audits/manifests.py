@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from pipeline import environment, evaluate, outputs, requests, sample, shift, sources
+from pipeline import environment, measure, outputs, requests, sample, shift, sources
 from pipeline.audits import Audited, Finding, Result, settings
 from pipeline.binding import Problem
 from pipeline.files import InputError, RunError, canonical_json, digest, plain, strict_json
@@ -33,14 +33,15 @@ UNPROVEN: Final = {
     "details of sample, dedup, decontaminate, judge, balance, train, evaluate": "measured while the stage ran; sums are checked",
     "asked.*": "where a file lay, and whether a default was written out; the rest must resolve to the settings",
     "what a stage says of the task that changes none of its rows": "labels, columns, slices; that stages differ in it is noted, no finding",
-    "settings that no key depends on": "how evaluate repeats those of sample may differ in them",
+    "settings that no key depends on": "how evaluate repeats those of sample and judge may differ in them",
     "the task's name, and what licences are stated": "words that shard takes from stages.yaml for its card",
     "identities.student, identities of evaluate": "of a model that is not in the run folder",
     "drops and places of source rows": "what a source row said that ingest dropped, and where a kept one stood, only the source file tells",
     "why a teacher gave no answer": "a failure is on no other record; the drops of sample say it alone",
     "texts of predictions": "what a model wrote to an eval row; labels and figures are held against them",
     "the student's weights and other files, train's metrics.jsonl": "what came of a training; that it ran on these rows is only said",
-    "evaluate's rationales.jsonl": "what a student wrote when it was asked why",
+    "evaluate's rows.jsonl, rationales.jsonl, validation.jsonl, safety.jsonl": "what is known of a row, and what models wrote and how sure "
+    "they were; figures are held against them",
     "revoked.jsonl where it was emptied or deleted": "in no manifest; what results in force know of it is noted",
     "marks.jsonl": "what a reader thought of rows; what a filter made of it is in that stage's key and drops",
     "report, index, damaged": "pages and tables made of results, and what repair moved away; in no manifest, and nothing is made of them",
@@ -64,7 +65,7 @@ def check(audited: Audited) -> Iterator[Finding]:
             _stage, _counts, _outputs, _sources, settings.names, settings.values, settings.asked, settings.agreements, settings.identities,
             _details, _made_by,
         )  # fmt: skip
-        for part in parts:
+        for part in parts[:1] if manifest.version != STAGES[stage].version else parts:
             try:
                 for problem in part(audited, result):
                     yield (
@@ -91,6 +92,7 @@ def _stage(audited: Audited, result: Result) -> Iterator[str]:
     manifest, stage = result.manifest, STAGES[result.manifest.stage]
     if manifest.version != stage.version:
         yield f"version: {manifest.version} of {stage.name}; this code knows {stage.version}, and cannot check what another one wrote"
+        return
     if manifest.counts.unit != stage.unit:
         yield f"counts.unit: {stage.name} counts {stage.unit}"
     if manifest.features != features(stage.gives):
@@ -168,7 +170,7 @@ BESIDE: Final[Mapping[str, tuple[str, ...]]] = {
     "sample": (sample.TEMPLATES, sample.SHOTS),
     "judge": (sample.TEMPLATES, sample.SHOTS),
     "train": ("metrics.jsonl",),
-    "evaluate": (evaluate.METRICS, evaluate.RATIONALES),
+    "evaluate": measure.FILES,
 }
 """What stages write beside their rows; train the models' folders, too."""
 RUNS_CODE: Final = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".py", ".so")  # where a model is loaded

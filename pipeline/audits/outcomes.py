@@ -6,13 +6,13 @@
 - ``judge``: the scores in its manifest are those of its rows.
 - ``shard``: its data card is the one that follows from its manifest.
 - ``train``: every training row was trained on or dropped, in the order of the shards; the sums of its tokens and examples are so.
-- ``evaluate``: each prediction is right or wrong as its label says, all models were asked about the same rows, and metrics, intervals and
-  comparisons are computed again from the predictions.
+- ``evaluate``: each prediction is right or wrong as its label says, all models were asked about the same rows, and every figure is computed
+  again from the predictions, rationales and probabilities beside it.
 
 Limits: how many tokens a row has, what a student wrote, and its size are taken as they stand; they take the model to tell.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,21 @@ from typing import Any
 from msgspec import DecodeError
 from pydantic import ValidationError
 
-from pipeline import evaluate, outputs, shard
+from pipeline import evaluate, measure, outputs, shard
 from pipeline.audits import Audited, Finding, Result
 from pipeline.files import RunError, canonical_json, plain
 from pipeline.labels import same
-from pipeline.records import Example, Prediction, Trained, TrainingRow
+from pipeline.measure import Evidence, Facts, Measuring
+from pipeline.metrics import Metrics
+from pipeline.records import Example, Manifest, Prediction, Trained, TrainingRow
 from pipeline.stages import STAGES
 
 
 def check(audited: Audited) -> Iterator[Finding]:
     """Findings on scores, on rows that were trained on, and on predictions."""
     for result in audited.all if audited.full else ():
+        if result.manifest.version != STAGES[result.manifest.stage].version:
+            continue  # which the check of manifests says
         try:
             if result.folder.parent.name == "train":
                 yield from _trained(audited, result)
@@ -116,55 +120,72 @@ def _evaluated(result: Result) -> Iterator[Finding]:
         raise ValueError(
             f"bootstrap: {settings['bootstrap']} is more than the {evaluate.MOST_RESAMPLES:,} that there can be"
         )
-    kind = settings["label_type"]
-    predictions: dict[str, dict[str, list[Prediction]]] = defaultdict(lambda: defaultdict(list))
+    measuring = Measuring(
+        settings["label_type"], settings["labels"], settings["targets"], settings["bootstrap"], settings["seed"]
+    )
     for path, number, line in _lines(folder):
         try:
             row = Prediction.read(line)
         except DecodeError as error:
             yield Finding(path, f"not a prediction ({plain(str(error))})", number)
             return
-        correct = row.label is not None and same(row.label, row.gold, kind)
+        correct = row.label is not None and same(row.label, row.gold, measuring.label_type)
         if row.line() != line or row.id != f"{row.eval_set}/{row.model}/{row.row}" or row.correct != correct:
             yield Finding(path, f"{plain(row.id)}: not what such a prediction says of itself", number)
             return
-        predictions[row.eval_set][row.model].append(row)
-    metrics = folder / evaluate.METRICS
+    metrics = folder / measure.METRICS
     try:
-        told = evaluate.Metrics.model_validate_json(metrics.read_bytes())
-    except ValidationError:
-        yield Finding(metrics, "not the metrics of models")
+        told = Metrics.model_validate_json(metrics.read_bytes())
+        evidence = measure.read(folder)
+    except (ValidationError, RunError) as error:
+        yield Finding(metrics, f"not the metrics of models ({plain(str(error), 160)})")
         return
+    predictions = evidence.predictions
+    asked = [(row.eval_set, row.row, row.input, row.gold) for row in evidence.rows]
+    for model, given in predictions.items():
+        if [(row.eval_set, row.row, row.input, row.gold) for row in given] != asked:
+            yield Finding(
+                folder, f"{plain(model)}: was not asked about the rows of {measure.ROWS}, each once and in order"
+            )
+            return
+    models = _texts(manifest.details.get("models"))
+    if {*predictions} - {*models} or (evidence.rows and {*models} - {*predictions}):
+        yield Finding(folder / outputs.MANIFEST, "details: not the models that predicted")
+        return
+    yield from _figures(folder, evidence, told, measuring, manifest)
+
+
+def _figures(
+    folder: Path, evidence: Evidence, told: Metrics, measuring: Measuring, manifest: Manifest
+) -> Iterator[Finding]:
+    """Every figure is what the rows beside it give; the models' sizes and what decontaminate compared are believed."""
+    settings: Any = manifest.settings
+    models: Any = manifest.details["models"]
+    metrics = folder / measure.METRICS
     drops = Counter(drop.id.partition("/")[0] for drop in outputs.read_drops(folder))
-    for name in sorted({*told.eval_sets, *predictions}):
-        by_model = predictions[name]
-        if len({tuple((row.row, row.input, row.gold) for row in given) for given in by_model.values()}) > 1:
-            yield Finding(folder, f"{plain(name)}: the models were not asked about the same rows")
-        elif (said := told.eval_sets.get(name)) is None or by_model.keys() != said.models.keys():
-            yield Finding(metrics, f"eval_sets.{plain(name)}: not of the models that predicted")
-        elif {row.label for row in by_model.get("majority", ())} - {said.majority}:
-            yield Finding(metrics, f"eval_sets.{plain(name)}.majority: not the label that predictions of majority have")
-        elif said != _measured(by_model, said, drops[name], settings):
-            yield Finding(metrics, f"eval_sets.{plain(name)}: not what the predictions give")
-    details = {"models": manifest.details.get("models"), "summary": evaluate.summary(told.eval_sets)}
-    models = {model for by_model in predictions.values() for model in by_model}
-    if canonical_json(details) != canonical_json(manifest.details) or not models <= set(_texts(details["models"])):
-        yield Finding(folder / outputs.MANIFEST, f"details: not what {evaluate.METRICS} gives")
-
-
-def _measured(
-    by_model: dict[str, list[Prediction]], said: evaluate.SetMetrics, drops: int, settings: dict[str, Any]
-) -> evaluate.SetMetrics:
-    return evaluate.set_metrics(
-        by_model,
-        evaluate.closed_set(settings["label_type"], settings["labels"]),
-        settings["label_type"],
-        said.majority,
-        {model: found.parameters for model, found in said.models.items()},
-        drops // max(len(by_model), 1),
-        settings["bootstrap"],
-        settings["seed"],
+    said = {row.label for row in evidence.predictions.get("majority", ())}
+    majorities = {one.majority for one in told.eval_sets.values()}
+    if len(majorities) > 1 or said - majorities:
+        yield Finding(metrics, "majority: not the label that predictions of majority have")
+        return
+    sizes: dict[str, int | None] = {}
+    for one in told.eval_sets.values():
+        sizes |= {model: found.parameters for model, found in one.models.items()}
+    facts = Facts(
+        dropped={name: drops[name] // max(len(models), 1) for name in settings["eval_sets"]},
+        parameters=sizes,
+        majority=next(iter(majorities), None),
+        compared=[name for name, one in told.eval_sets.items() if one.contamination is not None],
+        base=None if told.safety is None else told.safety.base,
     )
+    again = measure.measure(evidence, measuring, facts)
+    for name in sorted({*again.eval_sets, *told.eval_sets}):
+        if again.eval_sets.get(name) != told.eval_sets.get(name):
+            yield Finding(metrics, f"eval_sets.{plain(name)}: not what the predictions give")
+    if again != told and again.eval_sets == told.eval_sets:
+        yield Finding(metrics, "not what the rows beside it give")
+    if canonical_json({"models": models, "summary": measure.summary(told)}) != canonical_json(manifest.details):
+        yield Finding(folder / outputs.MANIFEST, f"details: not what {measure.METRICS} gives")
 
 
 def _texts(value: object) -> list[str]:

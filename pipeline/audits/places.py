@@ -25,6 +25,7 @@ AT_TOP: Final = {
     "report": "folder",
     "signatures": "folder",
     "exports": "folder",
+    "answers": "folder",
     "sweeps": "folder",
     "index": "folder",
     "damaged": "folder",
@@ -40,6 +41,7 @@ UNLISTED: Final = {
     "damaged": "what repair moved out of the way",
     "signatures": "read by the check of signatures",
     "exports": "read by the check of exports",
+    "answers": "what students said, so that they are not asked again; predictions hold what counts",
     "sweeps": "results.jsonl is read by the check of sweeps, the rest are views of it",
 }
 """Folders whose files are not listed here, each with its reason."""

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from pipeline import environment, outputs, provenance, requests, teachers
+from pipeline import environment, evaluate, outputs, provenance, requests, teachers
 from pipeline.audits import Audited, Finding, Result, kind
 from pipeline.binding import Call, Calls, From, bind, contents, is_content, parameters, settled
 from pipeline.files import canonical_json, digest, plain
@@ -204,6 +204,8 @@ def identities(audited: Audited, result: Result) -> Iterator[str]:
     named = set(manifest.identities)
     if manifest.stage == "train":
         wanted["student"] = None
+    if manifest.stage == "evaluate":
+        wanted |= dict.fromkeys(evaluate.MODEL + name for name in settings["models"])
     if (manifest.stage in (*by_stage, "train") and named != set(wanted)) or (
         not STAGES[manifest.stage].reads and named
     ):

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from msgspec import DecodeError, structs
 
-from pipeline import evaluate, outputs, sweeps
+from pipeline import measure, outputs, sweeps
 from pipeline.audits import Audited, Finding, kind, misplaced
 from pipeline.audits.chain import KEY
 from pipeline.files import RunError, canonical_json, plain, private, sha256
@@ -79,10 +79,10 @@ def _chain(run: Path, evaluation: str) -> dict[str, Manifest]:
         if stage not in found:
             found[stage] = outputs.read_manifest(path.parent)
             waiting += [(name, parent.key) for name, parent in found[stage].parents.items()]
-    figures = run / "evaluate" / evaluation / evaluate.METRICS
+    figures = run / "evaluate" / evaluation / measure.METRICS
     written = {file.path: file.sha256 for file in found["evaluate"].outputs}
-    if kind(figures) != "file" or sha256(figures) != written.get(evaluate.METRICS):
-        raise RunError(f"evaluate/{evaluation}/{evaluate.METRICS}: missing, or changed since its manifest was written")
+    if kind(figures) != "file" or sha256(figures) != written.get(measure.METRICS):
+        raise RunError(f"evaluate/{evaluation}/{measure.METRICS}: missing, or changed since its manifest was written")
     return found
 
 

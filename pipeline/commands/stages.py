@@ -127,9 +127,11 @@ def run(
         return
     outcomes = run_stages(loaded, stages or None, start=start, until=until, force=force, processes=processes)
     report_page = loaded.run / "report" / "index.html"
+    evaluated = any(outcome.stage == "evaluate" for outcome in outcomes)
+    figures = results.metrics(loaded.run) if evaluated else None
+    verdicts = results.verdicts(loaded) if evaluated else []
     if any(outcome.ran for outcome in outcomes) or not report_page.is_file():
-        report_page = page.build(loaded.run, loaded.task.name)
-    figures = results.metrics(loaded.run) if any(outcome.stage == "evaluate" for outcome in outcomes) else None
+        report_page = page.build(loaded.run, loaded.task.name, gates=verdicts)
     sampled = [outcome for outcome in outcomes if outcome.stage == "sample" and outcome.ran]
     asked = results.sampling(sampled[0].folder) if sampled else {}
     if as_json:
@@ -143,13 +145,25 @@ def run(
             }
             for outcome in outcomes
         ]
-        printed.as_json({"stages": rows, "teachers": asked, "models": figures, "report": str(report_page)})
-        return
-    printed.summary(outcomes)
-    printed.asked(asked)
-    if figures is not None:
-        printed.models(figures, results.speeds(loaded.run))
-    print(f"report: {report_page}")
+        printed.as_json(
+            {
+                "stages": rows,
+                "teachers": asked,
+                "models": figures and figures.model_dump(mode="json"),
+                "gates": [verdict.model_dump() for verdict in verdicts],
+                "report": str(report_page),
+            }
+        )
+    else:
+        printed.summary(outcomes)
+        printed.asked(asked)
+        if figures is not None:
+            printed.models(figures, results.throughputs(results.costs(loaded.run)))
+            printed.compared(figures)
+        printed.gates(verdicts)
+        print(f"report: {report_page}")
+    if not all(verdict.passed for verdict in verdicts):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -280,6 +294,20 @@ def view(
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or the folder of one result in it")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="the other one")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print what changed between two runs: settings, inputs, code, rows and figures."""
+    from pipeline import printed_compare
+    from pipeline.compare import compare as between
+
+    found = between(first, second)
+    printed.as_json(found.plain()) if as_json else printed_compare.compared(found)
+
+
+@app.command()
 def suspects(
     stage: Annotated[
         str | None,
@@ -343,26 +371,56 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option(help="a checkpoint folder of a student")],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="a checkpoint folder, a Hub name or 'embedded'; several are compared on the same rows",
+            metavar="[NAME=]MODEL",
+        ),
+    ],
     data: Annotated[
         Path | None, typer.Option(help="rows with true labels; by default the eval sets of stages.yaml")
     ] = None,
     config: ConfigOption = DEFAULT,
+    backend: Annotated[
+        str | None, typer.Option(help="transformers or vllm; by default that of stages.evaluate")
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gate",
+            help="what the first model must reach, or the exit code is 1: 'accuracy >= 0.7'; by default stages.evaluate.gates",
+            metavar="CONDITION",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure any model on the task's eval sets, or on a file of the same shape."""
+    """Measure any models on the task's eval sets, or on a file of the same shape."""
+    from pipeline import gates, results
     from pipeline.config import load
     from pipeline.project import evaluate_alone
 
-    found = evaluate_alone(load(config), model, data)
+    loaded = load(config)
+    wanted = gates.read(gate or ())
+    found, costs = evaluate_alone(loaded, model, data, backend=backend)
+    names = [*next(iter(found.eval_sets.values())).models]
+    if not wanted:
+        wanted = gates.among(loaded.stages.get("evaluate", {}).get("gates", {}), names)
+    verdicts = gates.judge(found, wanted, names[0])
     if as_json:
-        printed.as_json(found)
-        return
-    for figures in found:
-        rows = {figures["model"]: figures}
-        printed.models(
-            {"eval_sets": {figures["eval_set"]: {"models": rows}}}, {figures["model"]: figures["examples_per_second"]}
+        printed.as_json(
+            {
+                **found.model_dump(mode="json"),
+                "costs": costs.model_dump(mode="json"),
+                "gates": [verdict.model_dump() for verdict in verdicts],
+            }
         )
+    else:
+        printed.models(found, results.throughputs(costs))
+        printed.compared(found)
+        printed.gates(verdicts)
+    if not all(verdict.passed for verdict in verdicts):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -434,13 +492,45 @@ def predict(
 
 
 @app.command()
-def report(config: ConfigOption = DEFAULT) -> None:
-    """(Re)build the page of the run."""
+def report(
+    config: ConfigOption = DEFAULT,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--compare", help="a run folder to put beside it; repeatable", metavar="RUN")
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="html, markdown, json; several with commas", metavar="F,F")
+    ] = "html,markdown,json",
+    out: Annotated[
+        Path | None, typer.Option(help="the folder to write to; by default report/ in the run", metavar="DIR")
+    ] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit/--no-audit", help="audit the run first and tell the verdict; reads every file")
+    ] = True,
+) -> None:
+    """(Re)build the page of the run, with other runs beside it if wanted."""
     from pipeline import report as page
+    from pipeline import results
     from pipeline.config import load
+    from pipeline.files import RunError
 
     loaded = load(config)
-    print(f"report: {page.build(loaded.run, loaded.task.name)}")
+    try:
+        gates = results.verdicts(loaded) if "evaluate" in loaded.stages else []
+    except RunError:  # figures of an earlier version: the page says so; damaged ones stop it below
+        gates = []
+    verdict = page.audited(loaded.run) if audit else None
+    built = page.build(
+        loaded.run,
+        loaded.task.name,
+        compare=compare or (),
+        gates=gates,
+        audit=verdict,
+        formats=[name.strip() for name in formats.split(",") if name.strip()],
+        out=out,
+    )
+    if verdict is not None and not verdict.whole:
+        print(f"audit: {verdict.findings:,} findings; `stepdistill audit` names them")
+    print(f"report: {built}")
 
 
 def _dry_run(

@@ -19,11 +19,12 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from pipeline import evaluate, terms
+from pipeline import measure, terms
 from pipeline.cards import front_matter, table
 from pipeline.exports import View, part, setting, title
 from pipeline.exports.data_card import provenance, terms_and_licences
 from pipeline.files import InputError, RunError
+from pipeline.metrics import Metrics
 from pipeline.shard import PREFIXES, escaped
 
 RECIPE: Final = (
@@ -40,17 +41,17 @@ def render(shown: View) -> str:
     return "\n".join([*front_matter(_head(shown, metrics)), "", *_text(shown, metrics), ""])
 
 
-def _metrics(shown: View) -> evaluate.Metrics | None:
+def _metrics(shown: View) -> Metrics | None:
     if "evaluate" not in shown.results:
         return None
     folder, manifest = shown.results["evaluate"]
-    path: Path = folder / evaluate.METRICS
-    expected = next((file.sha256 for file in manifest.outputs if file.path == evaluate.METRICS), None)
+    path: Path = folder / measure.METRICS
+    expected = next((file.sha256 for file in manifest.outputs if file.path == measure.METRICS), None)
     try:
         raw = path.read_bytes()
         if hashlib.sha256(raw).hexdigest() != expected:
             raise RunError(f"{path}: not the figures that its manifest names; run `stepdistill audit`")
-        return evaluate.Metrics.model_validate_json(raw)
+        return Metrics.model_validate_json(raw)
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); run `stepdistill audit`") from None
     except ValidationError:
@@ -61,7 +62,7 @@ def _base(shown: View) -> Any:
     return part(shown.results["train"].manifest.identities, "student")
 
 
-def _head(shown: View, metrics: evaluate.Metrics | None) -> dict[str, Any]:
+def _head(shown: View, metrics: Metrics | None) -> dict[str, Any]:
     base = _base(shown)
     results = [
         {
@@ -90,7 +91,7 @@ def _head(shown: View, metrics: evaluate.Metrics | None) -> dict[str, Any]:
     }
 
 
-def _text(shown: View, metrics: evaluate.Metrics | None) -> list[str]:
+def _text(shown: View, metrics: Metrics | None) -> list[str]:
     manifest = shown.results["train"].manifest
     targets = setting(shown, "train", "targets") or setting(shown, "train", "task_targets")
     prefixes = [prefix for target, prefix in PREFIXES.items() if isinstance(targets, list) and target in targets]
@@ -156,7 +157,7 @@ def _start(shown: View) -> list[tuple[str, Any]]:
     ]
 
 
-def _figures(metrics: evaluate.Metrics | None) -> list[str]:
+def _figures(metrics: Metrics | None) -> list[str]:
     head = ["## Figures", ""]
     if metrics is None:
         return [*head, "It was not evaluated.", ""]

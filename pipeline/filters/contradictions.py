@@ -90,12 +90,9 @@ def other_conclusion(
     text = example.rationale
     if not text or example.label is None:
         return None
-    text = text.lower()
-    found = _conclusions(text)
-    options = example.choices or labels or ()
-    last = next((label for said in found if (label := _concluded(said, options, label_type)) is not None), None)
+    last = concluded(text, example.choices or labels or (), label_type)
     if last is None and example.choices:
-        last = _only(text, example.choices, example.label)
+        last = _only(text.lower(), example.choices, example.label)
     if last is None or label_forms.same(last, example.label, label_type):
         return None
     if label_type in ("number", "equation") and label_forms.value(example.label, label_type) in (
@@ -104,6 +101,12 @@ def other_conclusion(
     ):
         return None
     return f"it concludes {quoted(last)}, and the label is {quoted(example.label)}"
+
+
+def concluded(text: str, options: Sequence[str], label_type: LabelType) -> str | None:
+    """The label of the last conclusion ("so the answer is X") that is one: one of ``options``, or a number or equation with a value."""
+    found = _conclusions(text.lower())
+    return next((label for said in found if (label := _concluded(said, options, label_type)) is not None), None)
 
 
 _CONCLUDED: Final = ("answer", "label", "topic", "category", "choice", "option")

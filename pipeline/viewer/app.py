@@ -41,7 +41,8 @@ from pipeline import lineage, marks, outputs
 from pipeline.files import InputError, RunError, plain
 from pipeline.marks import Mark
 from pipeline.records import Drop, Example, Manifest, Prediction, Response, Trained, TrainingRow
-from pipeline.report import funnel_bar, out_of_date
+from pipeline.report.charts import funnel_bar
+from pipeline.report.view import out_of_date
 from pipeline.requests import TEACHER
 from pipeline.stages import STAGES
 from pipeline.trace import FOLLOWED, find
