@@ -28,6 +28,7 @@ from pipeline.commands.stages import view
 from pipeline.config import load
 from pipeline.files import InputError, RunError, sha256
 from pipeline.marks import Mark
+from pipeline.metrics import EvalRow, Rationale, Validation
 from pipeline.outputs import RowWriter, manifest_digest, write_manifest
 from pipeline.records import Counts, Drop, Manifest, Prediction, Row, features
 from pipeline.runner import run
@@ -159,10 +160,23 @@ def hostile_run(folder: Path) -> Path:
     run(load(folder / "stages.yaml"))
     predictions = [
         Prediction(id=f"{n}/x/{n}", eval_set=f"set {text[:30]}", model=text[:60] if n % 2 else "student", row=f"p{n}",
-                   input=text, gold=text, label=text, correct=bool(n % 3), text=f"It is {text}")
+                   input=text, gold=text, label=text, correct=bool(n % 3), text=f"It is {text}", probabilities={text: 0.75, "b": 0.25})
         for n, text in numbered
     ]  # fmt: skip
-    result(folder / "run", "evaluate", [*predictions], [], Prediction)
+    evaluated = result(folder / "run", "evaluate", [*predictions], [], Prediction)
+    thought = [Validation(model="student", row=f"q{n}", label="a", probabilities={text: 0.5}) for n, text in numbered]
+    why = [
+        Rationale(eval_set=one.eval_set, model=one.model, row=one.row, input=one.input, gold=one.gold, choices=None, label=one.label,
+                  rationale=one.text, finished=True)
+        for one in predictions
+    ]  # fmt: skip
+    known = [
+        EvalRow(eval_set=one.eval_set, row=one.row, input=one.input, gold=one.gold, choices=None, slices={one.text: one.text},
+                agreement=0.5, contaminated=[one.text])
+        for one in predictions
+    ]  # fmt: skip
+    for name, beside in (("validation", thought), ("rationales", why), ("rows", known)):
+        (evaluated / f"{name}.jsonl").write_bytes(b"".join(row.line() + b"\n" for row in beside))
     drops = [Drop(id=f"p{n}", reason=text[:200], evidence={"why": text, text[:80]: text}) for n, text in numbered]
     result(folder / "run", "balance", [], drops, Drop)
     marks.put(folder / "run", "p0", Mark(id="p0", mark="bad", note=PAYLOADS[0], stage="quality"))
@@ -391,7 +405,10 @@ def test_a_row_of_an_eval_set_has_the_answers_of_all_models(hostile: tuple[Path,
     name = f"set {PAYLOADS[5][:30]}"
     told = eval_story(folder, name, "p5")
     assert [(row["row"], row["text"]) for row in told.predictions] == [("p5", f"It is {PAYLOADS[5]}")]
+    assert [row["rationale"] for row in told.rationales] == [f"It is {PAYLOADS[5]}"]
+    assert told.known is not None and told.known["agreement"] == 0.5
     assert [row["eval_set"] for row in story(folder, "p5").predictions] == [name]
+    assert story(folder, "p5").validated == []
     with pytest.raises(InputError):
         eval_story(folder, name, "p6")
 

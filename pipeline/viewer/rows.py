@@ -338,10 +338,7 @@ def texts(value: Any) -> Iterator[tuple[str, str]]:
 
 def ascii_lower(text: str) -> str:
     """``text`` with A to Z in lower case, and of the same length."""
-    return text.translate(_LOWER)
-
-
-_LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+    return text.encode(errors="surrogatepass").lower().decode(errors="surrogatepass")
 
 
 def label_of(row: Slim) -> str | None:
