@@ -96,7 +96,8 @@ task:
   gold: gold
   id: id
 stages:
-  sample: {teacher: {backend: replay, completions: completions.jsonl}}
+  sample: {teacher: {backend: replay, completions: completions.jsonl}, n: 2}
+  judge: {teacher: {backend: replay, name: judge, completions: judgements.jsonl}, on_failure: keep}
   parse: {pattern: '(?s)(?P<rationale>.+?) So the answer is (?P<label>.+?)\\.'}
   dedup: false
   decontaminate: false
@@ -153,9 +154,22 @@ def hostile_run(folder: Path) -> Path:
     write_jsonl(
         folder / "inputs.jsonl", [{"id": f"p{n}", "text": text, "gold": text, text: text} for n, text in numbered]
     )
-    said = [{"id": f"p{n}", "completion": f"Because {text} So the answer is {text}."} for n, text in numbered]
-    said[3]["completion"] = PAYLOADS[3]  # cannot be parsed
+    said = [
+        {
+            "id": f"p{n}",
+            "completion": [
+                f"Because {text} So the answer is {text}.",
+                f"For {text} So the answer is {text if n % 2 else 'b'}.",
+            ],
+        }
+        for n, text in numbered
+    ]
+    said[3]["completion"] = [PAYLOADS[3]] * 2  # cannot be parsed
     write_jsonl(folder / "completions.jsonl", said)
+    judged = [
+        {"id": f"p{n}", "completion": json.dumps({"reason": text[:500], "score": 1 + n % 5})} for n, text in numbered
+    ]
+    write_jsonl(folder / "judgements.jsonl", judged)
     (folder / "stages.yaml").write_text(SETTINGS)
     run(load(folder / "stages.yaml"))
     predictions = [
@@ -380,6 +394,7 @@ def test_a_story_tells_all_that_trace_knows(small: tuple[Path, str]) -> None:
         (name, "kept") for name in ("dedup", "decontaminate", "label_in_set", "min_words")
     ]
     (answer,) = told.answers
+    assert told.judgement is None and told.validated == []
     assert {name: answer.text[slice(*span)] for name, span in answer.spans.items()} == {
         "rationale": f"It speaks of {told.text.split()[0]} and more.",
         "label": "sports",
@@ -408,7 +423,15 @@ def test_a_row_of_an_eval_set_has_the_answers_of_all_models(hostile: tuple[Path,
     assert [row["rationale"] for row in told.rationales] == [f"It is {PAYLOADS[5]}"]
     assert told.known is not None and told.known["agreement"] == 0.5
     assert [row["eval_set"] for row in story(folder, "p5").predictions] == [name]
-    assert story(folder, "p5").validated == []
+    told = story(folder, "p6")
+    assert [answer.vote and answer.vote["label"] for answer in told.answers] == [
+        told.answers[0].vote and told.answers[0].vote["label"],
+        "b",
+    ]
+    assert [answer.kept for answer in told.answers] == [True, False]
+    assert (
+        told.judgement is not None and told.judgement["score"] == 2 and told.judged is not None and told.judged.proven
+    )
     with pytest.raises(InputError):
         eval_story(folder, name, "p6")
 
@@ -441,7 +464,7 @@ def test_every_link_of_every_page_leads_to_a_page(small: tuple[Path, str]) -> No
             found = client.get(path)
             assert found.status_code == 200, (path, found.text)
             waiting += links(found.text)
-    assert len(seen) > 50
+    assert len(seen) > 30
     assert tree(folder) == before
 
 
