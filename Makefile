@@ -1,6 +1,6 @@
 # Everything runs inside .venv, which `make setup` makes; the other targets set up by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test check format lock clean
+.PHONY: help setup browser demo test check docs format lock clean
 
 export PYTHON
 BIN := .venv/bin
@@ -27,6 +27,9 @@ check: setup browser   ## format, lint, types, tests
 	$(BIN)/mypy
 	$(TEST)
 
+docs: setup    ## the docs as a site, in build/docs; a broken link fails
+	@$(BIN)/zensical build --clean --strict
+
 format: setup  ## format the code and repair what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -35,5 +38,5 @@ lock: setup    ## requirements.lock anew from pyproject.toml
 	@$(BIN)/python scripts/lock.py
 
 clean:   ## remove .venv, the tools' caches and build output (not runs/, not the embedded teacher)
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

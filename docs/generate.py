@@ -1,7 +1,7 @@
 """Writes the parts of the docs that are made from the code: `python docs/generate.py`; `--check` fails where they are out of step.
 
-In README.md, the table of stages between its markers; in docs/provenance.md, what an audit cannot prove. docs/settings.md, all of it: every
-setting of every stage and filter.
+In README.md, the table of stages between its markers; in docs/provenance.md, what an audit cannot prove. All of docs/settings.md,
+docs/filters.md, docs/records.md, docs/errors.md and docs/commands.md.
 """
 
 import inspect
@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
+import reference
 from pydantic import BaseModel
 
 from pipeline.audits.manifests import UNPROVEN
 from pipeline.binding import Call, From, parameters
 from pipeline.config import Task, TopLevel
-from pipeline.filters import FILTERS
 from pipeline.sources import EvalSet
 from pipeline.stages import NOT_IN_KEY, STAGES
 from pipeline.teachers import Replay, Server, Vllm
@@ -61,13 +61,7 @@ def settings() -> str:
         parts += [f"## {stage.name}", f"{stage.what[0].upper()}{stage.what[1:]}.", table(stage.settings)]
         optional = f"It can be switched off: `{stage.name}: false`." if stage.on else "It runs only where it is named."
         parts += [optional] if stage.optional else []
-    parts += [
-        "## Quality filters",
-        "In `quality: {filters: [..]}`, in the order wanted: `{name: {setting: value}}`, `{name: value}` for the first "
-        "setting, or the bare name.",
-    ]
-    for name, function in FILTERS.items():
-        parts += [f"### {name}", (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " "), table(function)]
+    parts += ["## Quality filters", "Each has its own settings: [filters.md](filters.md)."]
     parts += [
         "## Teachers",
         "What `teacher` takes, by its `backend`; `price` is for the plan, the budget and the report.",
@@ -163,6 +157,10 @@ def main() -> int:
         ROOT / "README.md": between("README.md", "stages", stage_table()),
         ROOT / "docs/provenance.md": between("docs/provenance.md", "unproven", unproven()),
         ROOT / "docs/settings.md": settings(),
+        ROOT / "docs/filters.md": reference.filter_page(table),
+        ROOT / "docs/records.md": reference.record_page(),
+        ROOT / "docs/errors.md": reference.error_page(),
+        ROOT / "docs/commands.md": reference.command_page(),
     }
     stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:

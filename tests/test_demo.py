@@ -13,6 +13,7 @@ import pytest
 from pipeline import outputs
 from pipeline.records import Drop, Response, TrainingRow
 from pipeline.responses import read_store
+from tests.test_docs import commands, run
 
 ROOT = Path(__file__).parents[1]
 COMMAND = str(Path(sys.executable).with_name("stepdistill"))
@@ -129,6 +130,19 @@ def test_the_commands_of_the_readme_run(demo: Path) -> None:
         assert command[0] == "stepdistill"
         done = call(demo, *command[1:])
         assert done.returncode == 0, (command, done.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["tutorial.md", "audit.md"])
+def test_the_commands_of_the_tutorial_and_of_the_audit_run(demo: Path, tmp_path: Path, page: str) -> None:
+    """As they stand on the page, in a copy of the demo that has run: what is unchanged there is not run again."""
+    started = "stepdistill init topics\ncd topics\n"
+    typed = commands(page) if page == "tutorial.md" else started + commands(page)
+    assert typed.startswith(started)
+    printed = run(typed.replace(started, f"{started}cp -r {demo}/. .\n"), tmp_path)
+    assert "whole; read" in printed
+    if page == "tutorial.md":
+        assert "quality.filters" in printed  # what compare tells
 
 
 @pytest.mark.slow
