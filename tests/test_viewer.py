@@ -24,6 +24,7 @@ from playwright.sync_api import Browser
 
 from pipeline import lineage, marks, outputs
 from pipeline.audit import audit
+from pipeline.commands.stages import view
 from pipeline.config import load
 from pipeline.files import InputError, RunError, sha256
 from pipeline.marks import Mark
@@ -780,35 +781,36 @@ def test_the_command_serves_until_ctrl_c(made: Path) -> None:
     assert (server.returncode, out, errors) == (0, "", "")
 
 
-def test_the_command_exports_marks_and_says_what_is_wrong_in_one_line(project: Path, tmp_path: Path) -> None:
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*COMMAND, "view", "-c", str(project), *arguments], capture_output=True, text=True, check=False
-        )
-
-    nothing = call("--no-browser")
-    assert nothing.returncode == 1 and nothing.stderr.count("\n") == 1 and "stepdistill run" in nothing.stderr
-    run(load(project))
-    folder = project.parent / "runs" / "small"
+def test_marks_are_exported(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = own.parent / "runs" / "small"
     marks.put(folder, "r1", Mark(id="r1", mark="bad", note="\x1b[2J"))
-    printed = call("--export", "-")
-    assert json.loads(printed.stdout) == {"id": "r1", "mark": "bad", "note": "\x1b[2J", "stage": None}
-    assert "\x1b" not in printed.stdout
-    assert call("--export", str(tmp_path / "out.jsonl")).returncode == 0
+    capsys.readouterr()
+    view(own, export=Path("-"))
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"id": "r1", "mark": "bad", "note": "\x1b[2J", "stage": None}
+    assert "\x1b" not in printed
+    view(None, path=folder, export=tmp_path / "out.jsonl")  # type: ignore[arg-type]  # is not read
     assert (tmp_path / "out.jsonl").read_bytes() == (folder / marks.FILE).read_bytes()
+
+
+def test_what_cannot_be_served_is_said(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no finished stage to look at; run `stepdistill run`"), app.running(tmp_path):
+        pass
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        refused = call("--no-browser", "--port", str(taken.getsockname()[1]))
-    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "--port" in refused.stderr
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(InputError, match=rf"--port {port}: Address already in use; give another"),
+            app.running(made.parent / "runs" / "small", port=port),
+        ):
+            pass
 
 
 def test_a_port_that_is_taken_is_passed_over_where_none_was_asked_for(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = made.parent / "runs" / "small"
-    with pytest.raises(RunError), app.running(made.parent):
-        pass
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
