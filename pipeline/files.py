@@ -202,11 +202,22 @@ def write_json(path: Path, value: object) -> None:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError from inside the block that names no file, as those of writing and syncing, names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name only when the block ends well, synced to disk; otherwise nothing is left."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -236,7 +247,7 @@ def held_alone(lock: Path, what: Path) -> Iterator[None]:
         file = lock.open("a+")
     except OSError as error:
         raise RunError(f"{what}: cannot be written to ({error.strerror}); check the path and its rights") from None
-    with file:
+    with naming(lock), file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -273,6 +284,7 @@ def sync_folder(folder: Path) -> None:
     """Make renames and new names in ``folder`` survive a power loss."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(folder):
+            os.fsync(handle)
     finally:
         os.close(handle)

@@ -116,11 +116,15 @@ _ELSEWHERE: Final[dict[Path, Path]] = {}
 @contextmanager
 def elsewhere(run: Path, folder: Path) -> Iterator[None]:
     """Within the block, in all threads, indexes of ``run`` that are missing are made in ``folder``: the run itself is only read."""
+    before = _ELSEWHERE.get(run)
     _ELSEWHERE[run] = folder
     try:
         yield
     finally:
-        del _ELSEWHERE[run]
+        if before is None:
+            del _ELSEWHERE[run]
+        else:
+            _ELSEWHERE[run] = before
 
 
 def missing(run: Path, stages: list[str]) -> int:

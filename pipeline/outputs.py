@@ -18,7 +18,17 @@ from msgspec import DecodeError
 from pydantic import ValidationError
 
 from pipeline import merkle
-from pipeline.files import RunError, atomic, canonical_json, line_digest, plain, sha256, strict_json, sync_folder
+from pipeline.files import (
+    RunError,
+    atomic,
+    canonical_json,
+    line_digest,
+    naming,
+    plain,
+    sha256,
+    strict_json,
+    sync_folder,
+)
 from pipeline.records import Drop, Manifest, OutputFile, Row
 
 R = TypeVar("R", bound=Row)
@@ -68,8 +78,9 @@ class RowWriter:
             self._open()
         assert self._files is not None
         rows, digests = self._files
-        rows.write(line + b"\n")
-        digests.write(line_digest(line).encode() + b"\n")
+        with naming(self.folder / f"{self._name}.jsonl"):
+            rows.write(line + b"\n")
+            digests.write(line_digest(line).encode() + b"\n")
         self._sha256.update(line + b"\n")
         if self.tree:
             self._leaves.append(merkle.leaf(line))
@@ -87,8 +98,9 @@ class RowWriter:
             assert self._files is not None
             taken = rows - done if self.rows_per_file is None else min(rows - done, self.rows_per_file - self._in_file)
             end = len(data) if done + taken == rows else _after(data, start, taken)
-            self._files[0].write(memoryview(data)[start:end])
-            self._files[1].write(memoryview(digests)[done * DIGEST : (done + taken) * DIGEST])
+            with naming(self.folder / f"{self._name}.jsonl"):
+                self._files[0].write(memoryview(data)[start:end])
+                self._files[1].write(memoryview(digests)[done * DIGEST : (done + taken) * DIGEST])
             self._sha256.update(memoryview(data)[start:end])
             if self.tree:
                 self._leaves += merkle.leaves(data[start : end - 1].split(b"\n"))
@@ -119,10 +131,11 @@ class RowWriter:
     def _finish(self) -> None:
         assert self._files is not None
         for file, suffix in zip(self._files, ("jsonl", "xxh3"), strict=True):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
             path = self.folder / f"{self._name}.{suffix}"
+            with naming(path):
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
             self._temporary(suffix).replace(path)
             rows = suffix == "jsonl"
             self.finished.append(

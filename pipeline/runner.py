@@ -34,6 +34,7 @@ WRITTEN_IN = (
     *STAGES,
     "exports",
     "signatures",
+    *(f"{store}{inside}" for store in ("responses", "answers") for inside in ("", "/teachers")),
 )  # folders of a run where a killed process can leave a temporary file
 RUN_FACTS = "run.json"  # times and the host: what may differ between two runs with the same bytes
 ASIDE = "aside"  # there: the result was made while another one, or none, stayed in force

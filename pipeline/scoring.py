@@ -252,8 +252,7 @@ def _repeats(memory: Any) -> bool:
 def _selected(memory: Any, rows: Any) -> Any:
     """The memory of these rows, some of them several times; ``memory`` stays as it is."""
     found = copy.copy(memory)
-    found.layers = [
-        copy.copy(layer) for layer in memory.layers
-    ]  # layers replace their tensors and never write into them
+    # Layers replace their tensors and never write into them, so that copies of the layers are enough.
+    found.layers = [copy.copy(layer) for layer in memory.layers]
     found.batch_select_indices(rows)
     return found

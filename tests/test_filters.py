@@ -197,6 +197,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("block_list", {"rationale": "He is called Bad Word."}, {"file": "blocked.txt"}, "the rationale holds 'bad word'"),
     ("block_list", {"input": "Bad word."}, {"file": "blocked.txt", "where": ["rationale", "input"]}, "the input holds 'bad word'"),
     ("block_list", {"rationale": None}, {"phrases": ["stock phrase"]}, None),
+    ("marked_bad", {"id": "b1"}, {"file": "marks.jsonl"}, "marked bad: 'wrong\\x1b[2J match'"),
+    ("marked_bad", {"id": "b2"}, {"file": "marks.jsonl"}, "marked bad, without a note"),
+    ("marked_bad", {"id": "g1"}, {"file": "marks.jsonl"}, None),
     ("min_agreement", {"agreement": 0.4, "votes": SPLIT}, {}, "the label won 0.4 of the votes, less than 0.6: 'sports' 2, 'food' 1, '"),
     ("min_agreement", {"agreement": 0.6}, {}, None),
     ("min_agreement", {"agreement": 0.6}, {"minimum": 0.61}, "the label won 0.6 of the votes, less than 0.61"),
@@ -232,6 +235,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         json.dumps({"text": "Pears", "why": "Here they poach the pears in wine.", "n": 1})
     )
     (folder / "blocked.txt").write_text("# a list\n\nBad word\nother\n")
+    (folder / "marks.jsonl").write_text(
+        '{"id": "b1", "mark": "bad", "note": "wrong\\u001b[2J match", "stage": "quality"}\n'
+        '{"id": "b2", "mark": "bad"}\n{"id": "g1", "mark": "good"}\n'
+    )
     return folder
 
 
@@ -242,6 +249,7 @@ def placed(name: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     given |= {"few_shot": FewShot(path=folder / given["few_shot"])} if "few_shot" in given else {}
     needed: dict[str, dict[str, Any]] = {
         "tokens": {"tokenizer": folder / "tokenizer.json"},
+        "marked_bad": {"file": folder / "marks.jsonl"},
         "allow_list": {} if given else {"phrases": ["text"]},
         "block_list": {} if given else {"patterns": ["(?!)"]},
     }

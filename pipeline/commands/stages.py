@@ -235,6 +235,34 @@ def status(config: ConfigOption = DEFAULT, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def show(
+    stage: str,
+    config: ConfigOption = DEFAULT,
+    dropped: Annotated[bool, typer.Option("--dropped", help="the dropped rows")] = False,
+    reason: Annotated[str | None, typer.Option("--reason", help="rows dropped for this reason")] = None,
+    number: Annotated[int, typer.Option("-n", min=1, help="how many rows")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Show rows of a stage's result, kept or dropped."""
+    from itertools import islice
+
+    from pipeline import results
+    from pipeline.config import load
+
+    found = list(islice(results.rows(load(config), stage, dropped=dropped, reason=reason), number))
+    if as_json:
+        for row in found:
+            print(json.dumps(row, ensure_ascii=False))
+        return
+    for index, row in enumerate(found):
+        if index:
+            print()
+        printed.fields(row)
+    if not found:
+        print(f"{stage}: no {'dropped' if dropped or reason else 'kept'} rows")
+
+
+@app.command()
 def view(
     config: ConfigOption = DEFAULT,
     path: Annotated[Path | None, typer.Option("--run", help="a run folder; by default the one of stages.yaml")] = None,
@@ -263,34 +291,6 @@ def view(
     else:
         with atomic(export) as file:
             file.write(lines)
-
-
-@app.command()
-def show(
-    stage: str,
-    config: ConfigOption = DEFAULT,
-    dropped: Annotated[bool, typer.Option("--dropped", help="the dropped rows")] = False,
-    reason: Annotated[str | None, typer.Option("--reason", help="rows dropped for this reason")] = None,
-    number: Annotated[int, typer.Option("-n", min=1, help="how many rows")] = 10,
-    as_json: JsonOption = False,
-) -> None:
-    """Show rows of a stage's result, kept or dropped."""
-    from itertools import islice
-
-    from pipeline import results
-    from pipeline.config import load
-
-    found = list(islice(results.rows(load(config), stage, dropped=dropped, reason=reason), number))
-    if as_json:
-        for row in found:
-            print(json.dumps(row, ensure_ascii=False))
-        return
-    for index, row in enumerate(found):
-        if index:
-            print()
-        printed.fields(row)
-    if not found:
-        print(f"{stage}: no {'dropped' if dropped or reason else 'kept'} rows")
 
 
 @app.command()

@@ -101,5 +101,5 @@ def audited(run: Path) -> Audit:
 
 
 def _inside(run: Path, text: str) -> str:
-    """A finding with its place from the run folder on: where that lies is nobody's business."""
-    return text.replace(f"{run}/", "", 1) if text.startswith(f"{run}/") else text
+    """A finding with its places from the run folder on: where that lies is nobody's business."""
+    return text.replace(f"{run}/", "")

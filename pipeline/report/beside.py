@@ -45,6 +45,8 @@ def _differing(reports: Sequence[Report]) -> list[Differing]:
     by_run = [{stamp.stage: stamp.settings for stamp in report.stamps} for report in reports]
     found = []
     for stage in dict.fromkeys(stage for stages in by_run for stage in stages):
+        if sum(stage in stages for stages in by_run) < 2:
+            continue  # there is nothing to hold it against; the counts say who has it
         flats = [_leaves(stages[stage]) if stage in stages else {} for stages in by_run]
         if stage == "evaluate":  # it repeats what it asks the teacher by
             flats = [

@@ -26,8 +26,9 @@ CURVES: Final = 6  # different looks of a sweep's curves
 
 
 def style_of(model: str) -> str:
-    """The class that colours a model: its own name, or ``other``."""
-    return model if model in KINDS else "other"
+    """The class that colours a model: its own name, that of all teachers for one of several, or ``other``."""
+    name = "teacher" if model.startswith("teacher:") else model
+    return name if name in KINDS else "other"
 
 
 def named(text: str) -> str:

@@ -4,6 +4,7 @@ Jinja escapes every text, and before that each loses what cannot be seen (``fina
 ``Markup`` was made by charts.py, which escapes its own.
 """
 
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -33,14 +34,7 @@ MOST_CLASSES = 20  # in a confusion matrix
 
 def page(report: Report) -> str:
     """The whole page; the same for the same report."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_seen
-    )
-    environment.filters |= {function.__name__: function for function in FILTERS}
-    source = resources.files("pipeline.report").joinpath("report.jinja").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    found: str = _template().render(
         report=report,
         sections=sections(report),
         tables=tables,
@@ -49,6 +43,20 @@ def page(report: Report) -> str:
         CHECKS=written.CHECKS,
         MOST_CLASSES=MOST_CLASSES,
         drop_places=_drop_places(report),
+    )
+    return found
+
+
+@cache
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_seen
+    )
+    environment.filters |= {function.__name__: function for function in FILTERS}
+    return environment.from_string(
+        resources.files("pipeline.report").joinpath("report.jinja").read_text(encoding="utf-8")
     )
 
 

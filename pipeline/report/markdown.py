@@ -19,7 +19,11 @@ from pipeline.report.tables import Table
 from pipeline.report.written import CHECKS, number, percent, shown, times, words
 
 LONGEST: Final = 400  # characters of a text
-_HARMLESS = re.compile(r"(?:[^\W_]|[ ,;:%+–−…·→()'’“”?.—-])*")
+_HARMLESS = (
+    re.compile(  # letters, digits, marks that mean nothing; an interval in brackets; a comparison between spaces
+        r"(?:[^\W_]|[ ,;:%+–−…·→()'’“”?.—-]|\[[-+\d., ]+\](?![\[(:])|(?<=[\w%] )[<>]?=?(?= -?\d))*"
+    )
+)
 _MARKS = re.compile(  # a list's mark, a rule, a domain's name, an emoji's
     r"(?:[-+]|\d{1,9}[.)])(?:\s|$)|[\s-]*$|.*(?:[^\W\d]\.[^\W\d]|:[^\W\d])", re.DOTALL
 )

@@ -53,7 +53,7 @@ from pipeline.report.shape import (
     Voted,
     Votes,
 )
-from pipeline.report.written import compact, is_number, money, size
+from pipeline.report.written import LONGEST_TEXT, compact, cut, is_number, money, size
 from pipeline.shift import Shift
 from pipeline.stages import STAGES
 from pipeline.text import excerpt
@@ -491,10 +491,11 @@ def shown_drop(drop: Drop, source: str | None) -> ShownDrop:
     for name, (whose, overlap) in OTHER_TEXTS.items():
         if not isinstance(rest.get(name), str):
             continue
-        compared = own if where != "input" and isinstance(own, str) else source if source is not None else own
+        whole = source if where == "input" and source is not None and len(source) <= LONGEST_TEXT else None
+        compared = whole if whole is not None else own if isinstance(own, str) else source
         if not isinstance(compared, str):
             continue
-        other = str(rest.pop(name))
+        compared, other = cut(compared), cut(str(rest.pop(name)))
         within, other_within = (rest.get(key) for key in ("overlap", overlap)) if overlap else (None, None)
         first, second = marks.pair(
             compared,

@@ -131,7 +131,8 @@ def serve(run: Path, *, port: int | None, browser: bool) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for sent in (signal.SIGINT, signal.SIGTERM):  # also where a shell started it in the background, deaf to Ctrl-C
+        signal.signal(sent, stop)
     with suppress(KeyboardInterrupt), running(run, port=port) as address:
         sys.stdout.write(f"{plain(str(run))}: {address}  (Ctrl-C ends it)\n")
         sys.stdout.flush()
@@ -292,7 +293,7 @@ def _pages(viewer: Viewer) -> "Starlette":
 
     templates = _environment(viewer)
 
-    def shown(template: str, status: int = 200, /, **values: Any) -> Answer:
+    def rendered(template: str, status: int = 200, /, **values: Any) -> Answer:
         manifests = values.pop("manifests", None)
         page = templates.get_template(f"{template}.jinja").render(
             manifests=viewer.manifests() if manifests is None else manifests, name=viewer.run.name, **values
@@ -300,17 +301,19 @@ def _pages(viewer: Viewer) -> "Starlette":
         return HTMLResponse(page, status)
 
     def told(status: int, title: str, problem: str) -> Answer:
-        return shown("error", status, manifests={}, title=title, problem=problem)
+        return rendered("error", status, manifests={}, title=title, problem=problem)
 
     def page(
-        make: Callable[[Request], tuple[str, dict[str, Any]] | str],
+        make: Callable[[Request], tuple[str, dict[str, Any]] | str | Answer],
     ) -> Callable[[Request], Answer]:
-        """An address whose function names a template and its values, or another address to go to."""
+        """An address whose function names a template and its values, or another address to go to, or answers itself."""
 
         def answer(request: Request) -> Answer:
             try:
                 made = make(request)
-                return RedirectResponse(made, 303) if isinstance(made, str) else shown(made[0], **made[1])
+                if isinstance(made, Answer):
+                    return made
+                return RedirectResponse(made, 303) if isinstance(made, str) else rendered(made[0], **made[1])
             except InputError as error:
                 return told(404, "Not found", str(error))
             except RunError as error:
@@ -338,19 +341,21 @@ def _pages(viewer: Viewer) -> "Starlette":
         given = {"content-disposition": 'attachment; filename="marks.jsonl"'}
         return Answer(marks.lines(viewer.marks().values()), media_type="application/jsonl", headers=given)
 
-    return Starlette(
+    pages = Starlette(
         routes=[
             Route("/", page(partial(_overview, viewer))),
             Route("/stage/{name}", page(partial(_stage, viewer))),
             Route("/row", page(partial(_row, viewer))),
             Route("/eval", page(partial(_eval_row, viewer))),
             Route("/marks", page(partial(_marks, viewer))),
-            Route("/marks.jsonl", download),
+            Route("/marks.jsonl", page(download)),
             Route("/mark", mark, methods=["POST"]),
             Route("/style.css", style),
         ],
         exception_handlers={HTTPException: failed, 500: failed},
     )
+    pages.router.redirect_slashes = False
+    return pages
 
 
 def _overview(viewer: Viewer, request: "Request") -> tuple[str, dict[str, Any]]:
@@ -411,7 +416,6 @@ def _stage(viewer: Viewer, request: "Request") -> tuple[str, dict[str, Any]]:
         "start": START,
         "first": None if filtered or not found.rows else rows.row_number(at, files),
         "back": back,
-        "previous": back[-1] if back else None,
         "row_of": lineage.row_of,
         "marks": viewer.marks(),
         "match": _match,
@@ -616,7 +620,7 @@ def _visible(text: str) -> Markup:
 
 def short(value: object, find: str = "") -> Markup:
     """The beginning of a text, on a list."""
-    return shown(" ".join(str(value)[: 4 * SHORT].split(" ")), SHORT, find=find)
+    return shown(value, SHORT, find=find)
 
 
 def parted(text: str, spans: Mapping[str, tuple[int, int]]) -> Markup:

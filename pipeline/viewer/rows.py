@@ -212,7 +212,7 @@ def page(
     total = sum(part.rows for part in files)
     for index in range(start.file, len(files)):
         offset = start.offset if index == start.file else 0
-        with files[index].path.open("rb", buffering=BLOCK) as file:
+        with files[index].path.open("rb") as file:
             file.seek(offset)
             for block in _blocks(file):
                 position = 0

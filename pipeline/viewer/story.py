@@ -8,7 +8,8 @@
 It is ``pipeline.trace`` put in order, with what evaluate left: the models' answers to the rows of eval sets. A student is asked about those
 rows alone; the row of a task has such answers only where it stands in an eval set too.
 
-Limits: which part of a response is the label and which the rationale is found again by the settings of parse, as the manifest has them.
+Limits: which part of a response is the label and which the rationale is found again by the settings of parse, as the manifest has them:
+its pattern takes as long on a text here as it took there.
 """
 
 from collections.abc import Iterable, Mapping
