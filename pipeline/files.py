@@ -280,6 +280,14 @@ def _let_go() -> None:
 os.register_at_fork(after_in_child=_let_go)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, so that their names survive a power loss; one that is there is well."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in missing or [folder]:  # its name may stem from a process that was killed before it was synced
+        sync_folder(one.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and new names in ``folder`` survive a power loss."""
     handle = os.open(folder, os.O_RDONLY)

@@ -48,6 +48,7 @@ from pipeline.files import (
     digest,
     held_alone,
     line_digest,
+    make_folder,
     plain,
     strict_json,
     sync_folder,
@@ -231,8 +232,7 @@ class Store(Answered):
         name = digest(dict(identity))
         path = self._folder / "teachers" / f"{name}.json"
         if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            sync_folder(self._folder)
+            make_folder(path.parent)
             with atomic(path) as file:
                 file.write(canonical_json(dict(identity)) + b"\n")
         return name
@@ -310,7 +310,7 @@ def open_store(folder: Path) -> Iterator[Store]:
     Raises RunError at once where another process has it, and where a record is damaged.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise RunError(f"{folder}: cannot be made ({error.strerror})") from None
     with held_alone(folder / "lock", folder):

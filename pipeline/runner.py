@@ -19,7 +19,7 @@ from typing import Any
 from pipeline import environment, outputs, provenance, shard, shift, sources
 from pipeline.blocks import Block, Verdicts, Written, cut, judged, mapped
 from pipeline.config import Config, load, permit, verify
-from pipeline.files import InputError, RunError, clear, held_alone, plain, private, sha256, write_json
+from pipeline.files import InputError, RunError, clear, held_alone, make_folder, plain, private, sha256, write_json
 from pipeline.outputs import Job, RowWriter, Totals
 from pipeline.processes import Crew
 from pipeline.progress import Advance, bar, say_line
@@ -82,7 +82,7 @@ def run(
 @contextmanager
 def at_work(config: Config, processes: int | None = None) -> Iterator[Crew]:
     """Hold the run folder alone, rid of what a killed process was writing in it. Raises RunError where another process has it."""
-    config.run.mkdir(parents=True, exist_ok=True)
+    make_folder(config.run)
     with (
         held_alone(config.run / LOCK, config.run),
         Crew(config.engine, processes or config.processes, config.ray) as crew,
@@ -183,7 +183,7 @@ def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew, *, in_force: 
     if finished.exists() or (stage.kind != "job" and folder.exists()):
         finished.unlink(missing_ok=True)
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for left in folder.rglob(".*.tmp"):  # by a process that was killed
         left.unlink()
     began = time.time()

@@ -1,13 +1,14 @@
 """Runs of the command line in which one system call goes wrong: the process is killed at it, or it fails as on a full or broken disk.
 
-    with faulty(tmp_path) as ask:
+    with faulty(tmp_path) as asked:
+        ask = asked.ask
         ask(project, "run")                                     # Outcome(code=0, calls=214, said="..")
         ask(project, "run", fault=Fault(at=17))                 # killed before its 17th call that changes a file: code -9
         ask(project, "run", fault=Fault(at=17, error=errno.ENOSPC, lasting=True))
 
 Only calls that change something in the project's folder are counted (see faults.c, which is compiled here and preloaded; needs a C
-compiler). One process imports everything and forks a child for each run, so a run costs what its work costs. A child's processes (crews,
-engines) are not faulty themselves.
+compiler). ``asked.race(project, 8, "run")`` starts so many at once. One process imports everything and forks a child for each run, so a
+run costs what its work costs. A child's own processes (crews, engines) are not faulty themselves.
 """
 
 import ctypes
@@ -18,10 +19,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -45,14 +48,23 @@ class Fault:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its exit code (negative: the signal), how many calls it made, and all that it said."""
+    """How a run ended: its exit code (negative: the signal), how many calls it made, its seconds, and all that it said."""
 
     code: int
     calls: int
+    seconds: float
     said: str
 
 
 Ask = Callable[..., Outcome]
+Race = Callable[..., list[Outcome]]
+
+
+class Asked(NamedTuple):
+    """``ask(folder, *arguments, fault=Fault())`` runs once, ``race(folder, times, *arguments)`` so many times at once."""
+
+    ask: Ask
+    race: Race
 
 
 def library() -> Path:
@@ -74,8 +86,8 @@ def library() -> Path:
 
 
 @contextmanager
-def faulty(scratch: Path) -> Iterator[Ask]:
-    """What runs the command line in a project's folder: ``ask(folder, *arguments, fault=Fault())``. ``scratch`` is for what runs say."""
+def faulty(scratch: Path) -> Iterator[Asked]:
+    """What runs the command line in a project's folder; ``scratch`` is for what runs say."""
     scratch.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
@@ -94,17 +106,23 @@ def faulty(scratch: Path) -> Iterator[Ask]:
     assert server.stdin is not None
     assert server.stdout is not None
     asked, answers = server.stdin, server.stdout
-    said = scratch / "said"
 
-    def ask(folder: Path, *arguments: str, fault: Fault = Fault()) -> Outcome:
-        print(json.dumps([str(folder), arguments, asdict(fault), str(said)]), file=asked, flush=True)
+    def race(folder: Path, times: int, *arguments: str, fault: Fault = Fault()) -> list[Outcome]:
+        said = [scratch / f"said-{number}" for number in range(times)]
+        print(json.dumps([str(folder), arguments, asdict(fault), [str(one) for one in said]]), file=asked, flush=True)
         answer = answers.readline()
         assert answer, "the process that forks has ended"
-        code, calls = json.loads(answer)
-        return Outcome(code, calls, said.read_text(errors="replace"))
+        ends = json.loads(answer)
+        return [
+            Outcome(code, calls, seconds, one.read_text(errors="replace"))
+            for (code, calls, seconds), one in zip(ends, said, strict=True)
+        ]
+
+    def ask(folder: Path, *arguments: str, fault: Fault = Fault()) -> Outcome:
+        return race(folder, 1, *arguments, fault=fault)[0]
 
     try:
-        yield ask
+        yield Asked(ask, race)
     finally:
         server.kill()
         server.wait()
@@ -131,16 +149,24 @@ def serve() -> None:
     calls = ctypes.CDLL(None)
     for line in sys.stdin:
         folder, arguments, fault, said = json.loads(line)
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(reading)
-            _run(folder, arguments, Fault(**fault), said, writing, calls)
-        os.close(writing)
-        with os.fdopen(reading) as told:
-            seen = told.read()
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(json.dumps([code, int(seen or -1)]), flush=True)
+        children: dict[int, tuple[int, float]] = {}
+        for path in said:
+            reading, writing = os.pipe()
+            child = os.fork()
+            if child == 0:
+                os.close(reading)
+                _run(folder, arguments, Fault(**fault), path, writing, calls)
+            os.close(writing)
+            children[child] = (reading, time.monotonic())
+        ends = {}
+        for _ in said:
+            child, status = os.wait()
+            reading, began = children[child]
+            seconds = time.monotonic() - began
+            with os.fdopen(reading) as told:
+                seen = told.read()
+            ends[child] = (os.waitstatus_to_exitcode(status), int(seen or -1), seconds)
+        print(json.dumps([ends[child] for child in children]), flush=True)
 
 
 def _run(folder: str, arguments: list[str], fault: Fault, said: str, told: int, calls: ctypes.CDLL) -> None:

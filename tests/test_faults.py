@@ -64,7 +64,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     with faulty(tmp_path_factory.mktemp("said")) as found:
-        yield found
+        yield found.ask
 
 
 @pytest.fixture(scope="module")
