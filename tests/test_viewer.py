@@ -512,29 +512,35 @@ def test_keyboard_and_headings(hostile: tuple[Path, str], browser: Browser) -> N
         assert tab.quiet()
 
 
+def followed(tab: Tab, what: str) -> None:
+    """Click it, and wait until the page that it leads to is all there."""
+    with tab.page.expect_navigation(wait_until="load"):
+        tab.page.click(what)
+
+
 def test_a_row_is_marked_and_the_mark_changed_and_taken_away_in_the_browser(
     own_pages: tuple[Path, str], browser: Browser
 ) -> None:
     folder, address = own_pages
     with opened(browser, address, width=PHONE) as tab:
-        tab.page.click("text=quality")
-        tab.page.click("ol.rows a >> nth=0")
+        followed(tab, "text=quality")
+        followed(tab, "ol.rows a >> nth=0")
         tab.page.check("input[value=bad]")
         tab.page.fill("#note", "about\nanother match")
-        tab.page.click("text=Mark the row")
+        followed(tab, "text=Mark the row")
         assert marks.read(folder / marks.FILE) == {
             "r0": Mark(id="r0", mark="bad", note="about\nanother match", stage="shard")
         }
         assert tab.page.input_value("#note") == "about\nanother match"
         tab.page.check("input[value=good]")
-        tab.page.click("text=Change the mark")
+        followed(tab, "text=Change the mark")
         assert marks.read(folder / marks.FILE)["r0"].mark == "good"
         tab.page.goto(address + "stage/quality")
         assert tab.page.inner_text(".marked") == "marked good"
         tab.page.goto(address + "marks?kind=good")
-        tab.page.click("ol.rows a")
+        followed(tab, "ol.rows a")
         tab.page.check("input[value=none]")
-        tab.page.click("text=Change the mark")
+        followed(tab, "text=Change the mark")
         assert marks.read(folder / marks.FILE) == {}
         assert tab.quiet()
 
