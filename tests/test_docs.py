@@ -44,7 +44,7 @@ def run(script: str, folder: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=3600,  # against hanging; on a machine with much other work it takes its time
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
