@@ -5,7 +5,7 @@ import random
 
 import numpy
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import brier_score_loss
@@ -197,10 +197,9 @@ def test_what_no_temperature_can_be_fitted_on(rows: list[list[float]], golds: li
         fit_temperature(rows, golds)
 
 
-@given(LOGITS, st.floats(0.06, 19))
+@given(LOGITS.map(lambda logits: logits * 0.4), st.floats(0.06, 19))  # all within 24: above the floor
 @settings(max_examples=60)
 def test_scaling_is_a_softmax_of_divided_logits(logits: numpy.ndarray, temperature: float) -> None:
-    assume(numpy.ptp(logits) < 25)  # above the floor
     rows = rows_of(logits)
     expected = softmax(logits / temperature, axis=1)
     for row, wanted in zip(scaled(rows, temperature), expected, strict=True):
