@@ -1,6 +1,6 @@
 # Everything runs inside .venv, which `make setup` makes; the other targets set up by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test check docs format lock clean
+.PHONY: help setup browser demo test check torture docs format lock clean
 
 export PYTHON
 BIN := .venv/bin
@@ -26,6 +26,9 @@ check: setup browser   ## format, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(TEST)
+
+torture: setup  ## every promise of docs/guarantees.md, tried to break as often as can be (hours)
+	@$(BIN)/python scripts/torture.py
 
 docs: setup    ## the docs as a site, in build/docs; a broken link fails
 	@$(BIN)/zensical build --clean --strict

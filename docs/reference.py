@@ -87,12 +87,10 @@ def described(record: type) -> Iterator[tuple[str, Any, str]]:
 
 
 def own_records(module: ModuleType) -> list[type]:
+    """The records and rows that a module defines for others, in its order."""
     found = [one for one in vars(module).values() if inspect.isclass(one) and one.__module__ == module.__name__]
-    return [
-        one
-        for one in found
-        if issubclass(one, records.Row | records.Record) and one not in (records.Row, records.Record)
-    ]
+    kinds = (records.Row, records.Record)
+    return [one for one in found if issubclass(one, kinds) and one not in kinds and not one.__name__.startswith("_")]
 
 
 def record_table(record: type, own: set[type], level: str = "###") -> str:

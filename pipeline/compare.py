@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import xxhash
 
 from pipeline import intervals, outputs
@@ -26,7 +27,7 @@ from pipeline.differences import ABSENT, Difference, differences
 from pipeline.files import InputError, RunError, digest, plain, strict_json
 from pipeline.measure import METRICS
 from pipeline.metrics import Comparison
-from pipeline.records import Counts, Drop, Example, Manifest, Prediction
+from pipeline.records import Counts, Drop, Example, Manifest, Prediction, decoded
 from pipeline.report.view import out_of_date, unread
 from pipeline.stages import STAGES
 
@@ -132,6 +133,12 @@ class Compared:
         for one, written in zip(self.eval_sets, found["eval_sets"], strict=True):
             written["paired"] = {model: told.model_dump(mode="json") for model, told in one.paired.items()}
         return found
+
+
+class _Named(msgspec.Struct, frozen=True):
+    """What is read of a row: decoding the rest of it would take most of the time."""
+
+    id: str
 
 
 @dataclass(frozen=True)
@@ -313,9 +320,8 @@ def _rows(folder: Path) -> Iterator[tuple[bytes, str]]:
     """Each kept row's line and id."""
     for line in outputs.lines(folder):
         try:
-            row = strict_json(line)
-            yield line, str(row["id"])
-        except (ValueError, TypeError, KeyError):
+            yield line, decoded(_Named, line).id
+        except msgspec.DecodeError:
             raise RunError(f"{folder}: a row that cannot be read; run `stepdistill audit`") from None
 
 

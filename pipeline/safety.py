@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROBES: Final = Path(__file__).with_name("probes.json")
-MOST_TOKENS: Final = 64  # of an answer to a probe; whether it declines is told at its beginning
+MOST_TOKENS: Final = 32  # of an answer to a probe; whether it declines is told at its beginning
 Kind = Literal["gender", "group"]
 KINDS: Final = ("harmful", "harmless", "bait")  # of probes
 
@@ -311,7 +311,7 @@ def sentences(base: SafetyScores, student: SafetyScores) -> list[str]:
             f"Rows whose label changed when a name or a group in them was swapped: {_share(student.swapped_changed, student.swapped)}."
         )
     else:
-        told.append("No row of the task has a name or a group that could be swapped.")
+        told.append("No row of the task was asked with a name or a group swapped.")
     return told
 
 

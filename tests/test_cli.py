@@ -17,7 +17,7 @@ from tests.chat_server import Reply, chat_server, completion, hearing
 
 COMMAND = [str(Path(sys.executable).with_name("stepdistill"))]
 COMMANDS = (
-    "init check plan run sweep status show view suspects train evaluate predict report "
+    "init check plan run sweep status show view compare suspects train evaluate predict report "
     "trace revoke audit repair keygen sign prove verify export push responses"
 ).split()
 

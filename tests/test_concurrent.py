@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.counting import counted
 from tests.faults import KILLED, Asked, Fault, faulty
 from tests.test_faults import tree, write_project
 
@@ -55,6 +56,7 @@ def test_one_works_and_the_others_say_who(
         assert end.seconds < last  # nobody waits for it
         assert "running" not in end.said
     assert tree(folder) == wanted
+    counted("starts of several processes on one run")
 
 
 def test_a_dead_holder_is_no_obstacle(asked: Asked, project: Path, wanted: dict[str, bytes], tmp_path: Path) -> None:

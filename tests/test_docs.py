@@ -44,7 +44,7 @@ def run(script: str, folder: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=3600,  # against hanging; on a machine with much other work it takes its time
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
@@ -155,7 +155,11 @@ def test_the_example_of_your_own_task_runs(tmp_path: Path) -> None:
         f"from: {shlex.quote(str(tiny))}}}, precision: float32, accept_terms: made up, epochs: 1",
         settings,
     )
-    assert settings.count("said.jsonl") == settings.count("accept_terms") == 1
+    cheap = (
+        "evaluate: {safety: false, latency: 0, rationales: 2, bootstrap: 10}"  # what it measures is tested elsewhere
+    )
+    settings = settings.replace("evaluate: {}", cheap)
+    assert settings.count("said.jsonl") == settings.count("accept_terms") == settings.count(cheap) == 1
     (folder / "stages.yaml").write_text(settings)
     printed = run("stepdistill plan\nstepdistill run --until quality" + rest, folder)
     assert "24 requests to ask" in printed or "nothing to ask" in printed

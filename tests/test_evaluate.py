@@ -476,6 +476,20 @@ def test_further_models_are_measured_on_the_same_rows(prepared: Config, students
     assert told["student", "old"].startswith("student 100.0%") and "old 0.0%" in told["student", "old"]
 
 
+def test_a_judge_scores_the_rationales(prepared: Config, students: Path, tmp_path: Path) -> None:
+    (tmp_path / "judge.jinja").write_text("{% block user %}{{ input }} / {{ label }} / {{ rationale }}{% endblock %}")
+    with chat_server(lambda body: completion(json.dumps({"reason": "It is so.", "score": 4}))) as chat:
+        teacher = f"{{backend: server, base_url: '{chat.url}', model: j, revision: '1'}}"
+        config = load(prepared.file, [f"judge={{teacher: {teacher}, prompt: '{tmp_path / 'judge.jinja'}'}}"])
+        ask(prepared, tmp_path / "out", students, judge=config.stages["judge"], latency=0)
+        asked = [body["messages"][-1]["content"] for body in chat.requests]
+    assert len(asked) == len(set(asked)) > 0
+    assert any(text.endswith("sports / It is a match.") for text in asked)
+    for model, rows in (("student", 6), ("teacher", 4)):
+        found = figures(tmp_path / "out").eval_sets["test"].models[model].rationales
+        assert found is not None and (found.judged, found.judge_score) == (rows, 4.0)
+
+
 # Gates
 
 

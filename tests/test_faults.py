@@ -18,11 +18,12 @@ import pytest
 from pipeline.audit import audit
 from pipeline.responses import read_store
 from tests.conftest import SETTINGS, TOPICS, text, write_jsonl
+from tests.counting import counted
 from tests.faults import KILLED, Ask, Fault, Outcome, faulty
 
 ALL = "TORTURE" in os.environ
 ROWS = 200
-TRIED = 14  # of the calls of a run, by default
+TRIED = 8  # of the calls of a run, by default
 UNSURE = 12  # calls: into how many commits answers fall is a matter of time
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 
@@ -118,6 +119,7 @@ def test_killed_before_any_call_it_goes_on_as_if_nothing_had_happened(
         folder = shutil.copytree(project, tmp_path / f"killed-{at}")
         assert ask(folder, "run", fault=Fault(at=at)).code in (KILLED, 0 if at > calls - UNSURE else KILLED)
         ends_whole(ask, folder, wanted)
+        counted("killed before a call that changes a file")
         shutil.rmtree(folder)
 
 
@@ -130,6 +132,7 @@ def test_killed_again_and_again_while_it_recovers(
         folder = shutil.copytree(project, tmp_path / f"again-{seed}")
         for _ in range(chance.randint(2, 4)):
             assert ask(folder, "run", fault=Fault(at=chance.randint(1, calls // 2))).code in (KILLED, 0)
+            counted("killed again, while it recovered")
         ends_whole(ask, folder, wanted)
         shutil.rmtree(folder)
 
@@ -156,6 +159,7 @@ def test_a_call_that_fails_is_one_line_and_the_next_run_goes_on(
         if failed.code != 0:  # what only measures, and what is removed for tidiness, may fail in silence
             one_clear_line(failed)
         ends_whole(ask, folder, wanted)
+        counted("calls that failed (ENOSPC, EIO; once, and from then on)")
         shutil.rmtree(folder)
 
 

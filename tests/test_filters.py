@@ -160,21 +160,23 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("broken_text", {"rationale": "A\x00b"}, {}, "it holds the character U+0000 at place 2"),
     ("broken_text", {"rationale": "A\u200bb"}, {}, "it holds the character U+200B at place 2"),
     ("broken_text", {"rationale": "Tab\tand\r\nline, é, 你好, a\u200cb 👩\u200d🍳"}, {}, None),
-    ("private_data", {"rationale": "Write to jo.doe@uni-bonn.de now."}, {}, "it holds an e-mail address: 'jo.doe@uni-bonn.de'"),
+    ("private_data", {"rationale": "Write to jo.doe@uni-bonn.de now."}, {}, "it holds an e-mail address, at characters 10 to 27"),
     ("private_data", {"rationale": "Write to jo@example.com now."}, {}, None),
-    ("private_data", {"rationale": "Call +44 20 7946 0958 now."}, {}, "it holds a telephone number: '+44 20 7946 0958'"),
-    ("private_data", {"rationale": "Call +44 20 7946 0958 12 times."}, {}, "it holds a telephone number: '+44 20 7946 0958'"),
-    ("private_data", {"rationale": "So 3 +44 20 7946 0958 4 - 1 = 3"}, {}, "it holds a telephone number: '+44 20 7946 0958'"),
+    ("private_data", {"rationale": "Call +44 20 7946 0958 now."}, {}, "it holds a telephone number, at characters 6 to 21"),
+    ("private_data", {"rationale": "Call +44 20 7946 0958 12 times."}, {}, "it holds a telephone number, at characters 6 to 21"),
+    ("private_data", {"rationale": "So 3 +44 20 7946 0958 4 - 1 = 3"}, {}, "it holds a telephone number, at characters 6 to 21"),
     ("private_data", {"rationale": "So 1 +44 20 30 12 99 = 12"}, {}, None),
     ("private_data", {"rationale": "Call (650) 253-0000 now."}, {}, None),
-    ("private_data", {"rationale": "Call (650) 253-0000 now."}, {"region": "US"}, "a telephone number: '(650) 253-0000'"),
-    ("private_data", {"rationale": f"Charge {CARD}."}, {}, f"it holds the number of a payment card: '{CARD}'"),
+    ("private_data", {"rationale": "Call (650) 253-0000 now."}, {"region": "US"}, "a telephone number, at characters 6 to 19"),
+    ("private_data", {"rationale": f"Charge {CARD}."}, {}, "it holds the number of a payment card, at characters 8 to 26"),
     ("private_data", {"rationale": "Charge 4111 1111 1111 1112."}, {}, None),
-    ("private_data", {"rationale": f"Pay to {IBAN}."}, {}, f"it holds an IBAN: '{IBAN}'"),
+    ("private_data", {"rationale": f"Pay to {IBAN}."}, {}, "it holds an IBAN, at characters 8 to 34"),
     ("private_data", {"rationale": "Pay to DE88 3704 0044 0532 0130 00."}, {}, None),
-    ("private_data", {"rationale": "It came from 8.8.8.8."}, {}, "it holds an IP address: '8.8.8.8'"),
+    ("private_data", {"rationale": "It came from 8.8.8.8."}, {}, "it holds an IP address, at characters 14 to 20"),
+    ("private_data", {"rationale": "Write to jo.doe@uni-bonn.de."}, {}, "it holds an e-mail address, at characters 10 to 27"),
     ("private_data", {"rationale": "Section 1.2.3.4.5 and 192.168.0.1 at 12:30:45"}, {}, None),
-    ("private_data", {"rationale": f"The key is ghp_{'a1' * 18}"}, {}, "it holds a secret key: 'ghp_"),
+    ("private_data", {"rationale": f"The key is ghp_{'a1' * 18}"}, {}, "it holds a secret key, at characters 12 to 51"),
+    ("private_data", {"rationale": "The key is AKIAABCDEFGHIJKLMNOP."}, {}, "it holds a secret key, at characters 12 to 31"),
     ("private_data", {"rationale": f"The key is sk-{'task-management-system' * 2}"}, {}, None),
     ("private_data", {"rationale": f"Charge {CARD}."}, {"kinds": ["email"]}, None),
     ("private_data", {"rationale": f"Charge {CARD}.", "input": f"Is {CARD} valid?"}, {}, None),
@@ -391,6 +393,8 @@ def test_right_steps_pass_and_a_changed_result_never_does(
         f"{written} = {currency}{decimal(result, places)}" for result in (value, value + Fraction(change, 10**places))
     )
     assert wrong_step(example(rationale=frame.format(right))) is None
+    if value + Fraction(change, 10**places) == -value:
+        return  # a minus behind "=" may be a dash, so it is not held against a step
     assert wrong_step(example(rationale=frame.format(changed))) is not None
     other = data.draw(st.sampled_from(["2 + 2 = 4", "9 / 2 = 4.5", "10 - 3 = 7"]))
     assert wrong_step(example(rationale=f"{other}. {frame.format(changed)}")) is not None

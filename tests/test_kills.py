@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.responses import read_store, verify
 from tests.chat_server import ChatServer, Reply, chat_server, completion
+from tests.counting import counted
 
 KILLS = int(os.environ.get("KILLS", "6"))
 PROMPTS = 200
@@ -169,3 +170,4 @@ def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_happened(
     assert killer.asked_again == []
     assert list(verify(folder / "run" / "responses")) == []
     assert result(folder) == undisturbed
+    counted("killed at random while answers came in")

@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.responses import read_store
+from tests.counting import counted
 from tests.faults import Ask, Fault, faulty
 from tests.power_loss import Call, Disk, read, write
 from tests.test_faults import ends_whole, tree, write_project
 
-STATES = 1000 if "TORTURE" in os.environ else 10
+STATES = 1000 if "TORTURE" in os.environ else 6
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,7 @@ def test_what_was_committed_is_there_and_the_rest_is_made_again(
             assert sum(asked) <= 200 - committed, (state, moment, committed, last.said)
             assert len({record.key for _, _, record in read_store(store)}) == 199
         ends_whole(ask, here, wanted)
+        counted("states after a power loss")
         shutil.rmtree(here)
 
 

@@ -16,7 +16,8 @@ from playwright.sync_api import Browser
 from typer.testing import CliRunner
 
 from pipeline import outputs
-from pipeline.cli import app
+from pipeline.cli import COMMANDS
+from pipeline.commands import app
 from pipeline.files import InputError, RunError, canonical_json, plain
 from pipeline.metrics import Bin, Calibration, Comparison
 from pipeline.records import Drop, Example, Prompt
@@ -341,6 +342,7 @@ def test_what_an_audit_says_is_what_the_command_says(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_what_was_asked_for_and_audits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert COMMANDS  # they are registered where the command line is imported
     monkeypatch.chdir(write_project(tmp_path).parent)
     run = fabricate(Path("runs/small"))
     fabricate(Path("runs/other"), evaluated=False)

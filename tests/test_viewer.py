@@ -24,9 +24,11 @@ from playwright.sync_api import Browser
 
 from pipeline import lineage, marks, outputs
 from pipeline.audit import audit
+from pipeline.commands.stages import view
 from pipeline.config import load
 from pipeline.files import InputError, RunError, sha256
 from pipeline.marks import Mark
+from pipeline.metrics import EvalRow, Rationale, Validation
 from pipeline.outputs import RowWriter, manifest_digest, write_manifest
 from pipeline.records import Counts, Drop, Manifest, Prediction, Row, features
 from pipeline.runner import run
@@ -94,7 +96,8 @@ task:
   gold: gold
   id: id
 stages:
-  sample: {teacher: {backend: replay, completions: completions.jsonl}}
+  sample: {teacher: {backend: replay, completions: completions.jsonl}, n: 2}
+  judge: {teacher: {backend: replay, name: judge, completions: judgements.jsonl}, on_failure: keep}
   parse: {pattern: '(?s)(?P<rationale>.+?) So the answer is (?P<label>.+?)\\.'}
   dedup: false
   decontaminate: false
@@ -151,17 +154,43 @@ def hostile_run(folder: Path) -> Path:
     write_jsonl(
         folder / "inputs.jsonl", [{"id": f"p{n}", "text": text, "gold": text, text: text} for n, text in numbered]
     )
-    said = [{"id": f"p{n}", "completion": f"Because {text} So the answer is {text}."} for n, text in numbered]
-    said[3]["completion"] = PAYLOADS[3]  # cannot be parsed
+    said = [
+        {
+            "id": f"p{n}",
+            "completion": [
+                f"Because {text} So the answer is {text}.",
+                f"For {text} So the answer is {text if n % 2 else 'b'}.",
+            ],
+        }
+        for n, text in numbered
+    ]
+    said[3]["completion"] = [PAYLOADS[3]] * 2  # cannot be parsed
     write_jsonl(folder / "completions.jsonl", said)
+    judged = [
+        {"id": f"p{n}", "completion": json.dumps({"reason": text[:500], "score": 1 + n % 5})} for n, text in numbered
+    ]
+    write_jsonl(folder / "judgements.jsonl", judged)
     (folder / "stages.yaml").write_text(SETTINGS)
     run(load(folder / "stages.yaml"))
     predictions = [
         Prediction(id=f"{n}/x/{n}", eval_set=f"set {text[:30]}", model=text[:60] if n % 2 else "student", row=f"p{n}",
-                   input=text, gold=text, label=text, correct=bool(n % 3), text=f"It is {text}")
+                   input=text, gold=text, label=text, correct=bool(n % 3), text=f"It is {text}", probabilities={text: 0.75, "b": 0.25})
         for n, text in numbered
     ]  # fmt: skip
-    result(folder / "run", "evaluate", [*predictions], [], Prediction)
+    evaluated = result(folder / "run", "evaluate", [*predictions], [], Prediction)
+    thought = [Validation(model="student", row=f"q{n}", label="a", probabilities={text: 0.5}) for n, text in numbered]
+    why = [
+        Rationale(eval_set=one.eval_set, model=one.model, row=one.row, input=one.input, gold=one.gold, choices=None, label=one.label,
+                  rationale=one.text, finished=True)
+        for one in predictions
+    ]  # fmt: skip
+    known = [
+        EvalRow(eval_set=one.eval_set, row=one.row, input=one.input, gold=one.gold, choices=None, slices={one.text: one.text},
+                agreement=0.5, contaminated=[one.text])
+        for one in predictions
+    ]  # fmt: skip
+    for name, beside in (("validation", thought), ("rationales", why), ("rows", known)):
+        (evaluated / f"{name}.jsonl").write_bytes(b"".join(row.line() + b"\n" for row in beside))
     drops = [Drop(id=f"p{n}", reason=text[:200], evidence={"why": text, text[:80]: text}) for n, text in numbered]
     result(folder / "run", "balance", [], drops, Drop)
     marks.put(folder / "run", "p0", Mark(id="p0", mark="bad", note=PAYLOADS[0], stage="quality"))
@@ -365,6 +394,7 @@ def test_a_story_tells_all_that_trace_knows(small: tuple[Path, str]) -> None:
         (name, "kept") for name in ("dedup", "decontaminate", "label_in_set", "min_words")
     ]
     (answer,) = told.answers
+    assert told.judgement is None and told.validated == []
     assert {name: answer.text[slice(*span)] for name, span in answer.spans.items()} == {
         "rationale": f"It speaks of {told.text.split()[0]} and more.",
         "label": "sports",
@@ -390,7 +420,18 @@ def test_a_row_of_an_eval_set_has_the_answers_of_all_models(hostile: tuple[Path,
     name = f"set {PAYLOADS[5][:30]}"
     told = eval_story(folder, name, "p5")
     assert [(row["row"], row["text"]) for row in told.predictions] == [("p5", f"It is {PAYLOADS[5]}")]
+    assert [row["rationale"] for row in told.rationales] == [f"It is {PAYLOADS[5]}"]
+    assert told.known is not None and told.known["agreement"] == 0.5
     assert [row["eval_set"] for row in story(folder, "p5").predictions] == [name]
+    told = story(folder, "p6")
+    assert [answer.vote and answer.vote["label"] for answer in told.answers] == [
+        told.answers[0].vote and told.answers[0].vote["label"],
+        "b",
+    ]
+    assert [answer.kept for answer in told.answers] == [True, False]
+    assert (
+        told.judgement is not None and told.judgement["score"] == 2 and told.judged is not None and told.judged.proven
+    )
     with pytest.raises(InputError):
         eval_story(folder, name, "p6")
 
@@ -423,7 +464,7 @@ def test_every_link_of_every_page_leads_to_a_page(small: tuple[Path, str]) -> No
             found = client.get(path)
             assert found.status_code == 200, (path, found.text)
             waiting += links(found.text)
-    assert len(seen) > 50
+    assert len(seen) > 30
     assert tree(folder) == before
 
 
@@ -471,29 +512,35 @@ def test_keyboard_and_headings(hostile: tuple[Path, str], browser: Browser) -> N
         assert tab.quiet()
 
 
+def followed(tab: Tab, what: str) -> None:
+    """Click it, and wait until the page that it leads to is all there."""
+    with tab.page.expect_navigation(wait_until="load"):
+        tab.page.click(what)
+
+
 def test_a_row_is_marked_and_the_mark_changed_and_taken_away_in_the_browser(
     own_pages: tuple[Path, str], browser: Browser
 ) -> None:
     folder, address = own_pages
     with opened(browser, address, width=PHONE) as tab:
-        tab.page.click("text=quality")
-        tab.page.click("ol.rows a >> nth=0")
+        followed(tab, "text=quality")
+        followed(tab, "ol.rows a >> nth=0")
         tab.page.check("input[value=bad]")
         tab.page.fill("#note", "about\nanother match")
-        tab.page.click("text=Mark the row")
+        followed(tab, "text=Mark the row")
         assert marks.read(folder / marks.FILE) == {
             "r0": Mark(id="r0", mark="bad", note="about\nanother match", stage="shard")
         }
         assert tab.page.input_value("#note") == "about\nanother match"
         tab.page.check("input[value=good]")
-        tab.page.click("text=Change the mark")
+        followed(tab, "text=Change the mark")
         assert marks.read(folder / marks.FILE)["r0"].mark == "good"
         tab.page.goto(address + "stage/quality")
         assert tab.page.inner_text(".marked") == "marked good"
         tab.page.goto(address + "marks?kind=good")
-        tab.page.click("ol.rows a")
+        followed(tab, "ol.rows a")
         tab.page.check("input[value=none]")
-        tab.page.click("text=Change the mark")
+        followed(tab, "text=Change the mark")
         assert marks.read(folder / marks.FILE) == {}
         assert tab.quiet()
 
@@ -780,35 +827,36 @@ def test_the_command_serves_until_ctrl_c(made: Path) -> None:
     assert (server.returncode, out, errors) == (0, "", "")
 
 
-def test_the_command_exports_marks_and_says_what_is_wrong_in_one_line(project: Path, tmp_path: Path) -> None:
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*COMMAND, "view", "-c", str(project), *arguments], capture_output=True, text=True, check=False
-        )
-
-    nothing = call("--no-browser")
-    assert nothing.returncode == 1 and nothing.stderr.count("\n") == 1 and "stepdistill run" in nothing.stderr
-    run(load(project))
-    folder = project.parent / "runs" / "small"
+def test_marks_are_exported(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = own.parent / "runs" / "small"
     marks.put(folder, "r1", Mark(id="r1", mark="bad", note="\x1b[2J"))
-    printed = call("--export", "-")
-    assert json.loads(printed.stdout) == {"id": "r1", "mark": "bad", "note": "\x1b[2J", "stage": None}
-    assert "\x1b" not in printed.stdout
-    assert call("--export", str(tmp_path / "out.jsonl")).returncode == 0
+    capsys.readouterr()
+    view(own, export=Path("-"))
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"id": "r1", "mark": "bad", "note": "\x1b[2J", "stage": None}
+    assert "\x1b" not in printed
+    view(None, path=folder, export=tmp_path / "out.jsonl")  # type: ignore[arg-type]  # is not read
     assert (tmp_path / "out.jsonl").read_bytes() == (folder / marks.FILE).read_bytes()
+
+
+def test_what_cannot_be_served_is_said(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no finished stage to look at; run `stepdistill run`"), app.running(tmp_path):
+        pass
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        refused = call("--no-browser", "--port", str(taken.getsockname()[1]))
-    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "--port" in refused.stderr
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(InputError, match=rf"--port {port}: Address already in use; give another"),
+            app.running(made.parent / "runs" / "small", port=port),
+        ):
+            pass
 
 
 def test_a_port_that_is_taken_is_passed_over_where_none_was_asked_for(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = made.parent / "runs" / "small"
-    with pytest.raises(RunError), app.running(made.parent):
-        pass
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -17,7 +17,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from pipeline.filters.reading import quoted, written
+from pipeline.filters.reading import written
 from pipeline.records import Example
 
 Kind = Literal["email", "phone", "card", "iban", "ip", "key"]
@@ -33,7 +33,7 @@ NAMES: Final[dict[Kind, str]] = {
 
 # Every repeat is bounded or possessive, so that no text takes more than linear time.
 _EMAIL = re.compile(
-    r"(?<![\w.+%-])[\w.+%-]{1,64}+@(?P<domain>(?:[^\W_](?:[\w-]{0,61}+)\.){1,5}+[^\W\d_]{2,24})(?![\w-])"
+    r"(?<![\w.+%-])[\w.+%-]{1,64}+@(?P<domain>(?:[^\W_](?:[\w-]{0,61}+)\.(?=[^\W_])){1,5}+[^\W\d_]{2,24})(?![\w-])"
 )
 _RESERVED = re.compile(r"(?:^|\.)(?:example\.(?:com|net|org)|example|test|invalid|localhost)$", re.IGNORECASE)
 # A number may stand behind a telephone number: groups of digits are taken off the end until a valid number is left.
@@ -60,6 +60,7 @@ _KEYS: Final = {  # what the key contains, looked for first -> its form, as its 
     "PRIVATE KEY": re.compile(r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY(?: BLOCK)?-----"),  # PEM, PGP
 }
 
+_WITHOUT_DIGITS: Final = ("hf_", "AKIA", "PRIVATE KEY")  # what may stand in a key that has none
 _IN_KEYS: Final = ("_", "-", "AKIA", "AIza", "PRIVATE KEY")  # one of these stands in each of them
 
 
@@ -72,16 +73,18 @@ def private_data(
 ) -> str | None:
     """The rationale (in a free response: the text) holds private data: an e-mail address, telephone number, card, IBAN, IP address or key.
 
-    What stands in the input as well counts only with ``given``: the student sees the input anyway, and a rationale may have to speak of it.
+    The reason names its kind and place and does not repeat it. What stands in the input as well counts only with ``given``: the student
+    sees the input anyway, and a rationale may have to speak of it.
     ``region``: the country (ISO 3166) whose telephone numbers are found without their country code.
     """
     text = written(example)
-    if not any(map(text.__contains__, "0123456789@")) and "hf_" not in text and "PRIVATE KEY" not in text:
+    if not any(map(text.__contains__, "0123456789@")) and not any(map(text.__contains__, _WITHOUT_DIGITS)):
         return None  # nothing that is looked for does without any of these
     for kind in kinds:
         for found in _FINDERS[kind](text, region):
             if given or found not in example.input:
-                return f"it holds {NAMES[kind]}: {quoted(found)}"
+                start = text.index(found)
+                return f"it holds {NAMES[kind]}, at characters {start + 1:,} to {start + len(found):,}"
     return None
 
 

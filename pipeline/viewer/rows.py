@@ -9,8 +9,7 @@ Files are read in blocks of ``BLOCK`` bytes from a place (number of the file, by
 up; it then says how far it looked. No index is needed and nothing is written. A row fits a text where the text stands in one of its
 values (keys and numbers are not searched), whatever the case of the letters A to Z.
 
-Most lines are never decoded: what a row must hold to fit stands in its line as bytes (``needles``), and only lines that have all of them
-are looked at.
+Most lines are never decoded: what a row must hold to fit stands in its line as bytes, and only lines that have all of it are looked at.
 
 Limits: a line is held in memory as a whole. A place is good for the files that it was given for; in others it is refused or leads
 elsewhere.
@@ -204,10 +203,10 @@ def page(
 ) -> Page:
     """The next rows from ``start`` on that fit; ``seconds`` None: however long it takes.
 
-    ``fits`` is a further condition. At least one block is looked through, so that whoever goes on comes to the end.
+    ``fits`` is a further condition. At least one line is looked at, so that whoever goes on comes to the end.
     """
     end = None if seconds is None else clock() + seconds
-    needles = needles_of(wanted)
+    needles, text = needles_of(wanted), _encoded(wanted.text).lower()
     rows: list[Found] = []
     total = sum(part.rows for part in files)
     for index in range(start.file, len(files)):
@@ -216,7 +215,7 @@ def page(
             file.seek(offset)
             for block in _blocks(file):
                 position = 0
-                for begin, line in _candidates(block, needles):
+                for begin, line in _candidates(block, needles, text):
                     if _fit(line, wanted, fits):
                         rows.append(Found(Place(index, offset + begin), line, _row(line)))
                     position = begin + len(line) + 1
@@ -235,9 +234,9 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
         yield block if block.endswith(b"\n") else block + file.readline()
 
 
-def _candidates(block: bytes, needles: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
-    """The lines in which all needles stand, without newline, each with where it begins. Needles are compared without regard to case."""
-    if not needles:
+def _candidates(block: bytes, needles: Sequence[bytes], text: bytes) -> Iterator[tuple[int, bytes]]:
+    """The lines in which all needles stand, and the text in any case, without newline, each with where it begins."""
+    if not (needles or text):
         begin = 0
         while begin < len(block):
             end = block.find(b"\n", begin)
@@ -245,16 +244,16 @@ def _candidates(block: bytes, needles: Sequence[bytes]) -> Iterator[tuple[int, b
             yield begin, block[begin:end]
             begin = end + 1
         return
-    shown = block.lower()
-    first, *others = needles
-    position = shown.find(first)
+    looked, (first, *others) = (block, needles) if needles else (block.lower(), [text])
+    position = looked.find(first)
     while position >= 0:
-        begin = shown.rfind(b"\n", 0, position) + 1
-        end = shown.find(b"\n", position)
-        end = len(shown) if end < 0 else end
-        if all(shown.find(other, begin, end) >= 0 for other in others):
-            yield begin, block[begin:end]
-        position = shown.find(first, end)
+        begin = looked.rfind(b"\n", 0, position) + 1
+        end = looked.find(b"\n", position)
+        end = len(looked) if end < 0 else end
+        line = block[begin:end]
+        if all(other in line for other in others) and (not needles or not text or text in line.lower()):
+            yield begin, line
+        position = looked.find(first, end)
 
 
 def _ended(rows: list[Found], here: Place, files: Sequence[Part], total: int) -> Page:
@@ -268,10 +267,8 @@ def _ended(rows: list[Found], here: Place, files: Sequence[Part], total: int) ->
 
 
 def needles_of(wanted: Wanted) -> list[bytes]:
-    """What stands in the line of every row that fits, in lower case; the longest first."""
+    """What stands in the line of every row that fits, beside the text; the longest first."""
     found = []
-    if wanted.text:
-        found.append(_encoded(wanted.text))
     if wanted.reason:
         found.append(b'"reason":"' + _encoded(wanted.reason) + b'"')
     if wanted.label:
@@ -292,9 +289,9 @@ def needles_of(wanted: Wanted) -> list[bytes]:
 
 
 def _encoded(text: str) -> bytes:
-    """A text as it stands in a line's JSON, in lower case. Raises InputError for what no row can hold."""
+    """A text as it stands in a line's JSON. Raises InputError for what no row can hold."""
     try:
-        return msgspec.json.encode(text)[1:-1].lower()
+        return msgspec.json.encode(text)[1:-1]
     except UnicodeEncodeError:
         raise InputError("the text to look for is no Unicode; give it in UTF-8") from None
 
@@ -341,10 +338,7 @@ def texts(value: Any) -> Iterator[tuple[str, str]]:
 
 def ascii_lower(text: str) -> str:
     """``text`` with A to Z in lower case, and of the same length."""
-    return text.translate(_LOWER)
-
-
-_LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+    return text.encode(errors="surrogatepass").lower().decode(errors="surrogatepass")
 
 
 def label_of(row: Slim) -> str | None:

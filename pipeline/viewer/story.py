@@ -32,7 +32,8 @@ SECONDS: Final = 2.0  # for what is found without an index
 MOST: Final = 100  # predictions of one row: a dozen models on a few eval sets
 RATIONALES: Final = "rationales.jsonl"
 EVAL_ROWS: Final = "rows.jsonl"
-BESIDE_BYTES: Final = 1 << 28  # of these two that are looked through
+VALIDATION: Final = "validation.jsonl"
+BESIDE_BYTES: Final = 1 << 28  # of these that are looked through
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Story:
     training: list[dict[str, Any]] = field(default_factory=list)
     trained: dict[str, dict[str, Any]] = field(default_factory=dict)
     predictions: list[dict[str, Any]] = field(default_factory=list)
+    validated: list[dict[str, Any]] = field(default_factory=list)
     places: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -137,6 +139,7 @@ def story(run: Path, id: str) -> Story:
         answer.spans = spans(answer.text, **_strings(parsing.settings)) if parsing is not None else {}
     _vote(told)
     told.predictions = [row for row in _predictions(run, Wanted(row=id)) if row.get("row") == id]
+    told.validated = _beside(outputs.current(run, EVAL), VALIDATION, Wanted(row=id))
     told.fate, told.lost = _fate(told, events)
     return told
 
