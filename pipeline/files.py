@@ -12,7 +12,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -271,8 +271,9 @@ def held_alone(lock: Path, what: Path) -> Iterator[None]:
             yield
         finally:
             _HELD.discard(file)
-            file.seek(0)
-            file.truncate()  # nobody holds it any more, and the host's name is nobody else's business
+            with suppress(OSError):  # on a full disk the reason why the work failed counts
+                file.seek(0)
+                file.truncate()  # nobody holds it any more, and the host's name is nobody else's business
 
 
 _HELD: set[IO[str]] = set()

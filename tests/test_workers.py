@@ -262,7 +262,9 @@ def test_without_the_package_it_says_what_to_install(tmp_path: Path) -> None:
 def test_a_running_cluster_is_joined_and_left_running(tmp_path: Path, running_ray: Any) -> None:
     """Another process joins the Ray of this one; the path of the recording is taken from that process's folder."""
     address = running_ray.get_runtime_context().gcs_address
-    assert connecting("with", tmp_path, 1, {"address": address}) == (["[]"], ["sample: starting 1 worker in Ray"])
+    said, progress = connecting("with", tmp_path, 1, {"address": address})
+    progress = [line for line in progress if " wait for a place: " not in line]  # on a busy machine it takes its time
+    assert (said, progress) == (["[]"], ["sample: starting 1 worker in Ray"])
     assert running_ray.cluster_resources()["CPU"] == 3
 
 
