@@ -35,8 +35,9 @@ import msgspec
 from msgspec import Meta
 from pydantic import Field, JsonValue
 
-from pipeline import answering, evaluate
+from pipeline import answering
 from pipeline.answering import Backend, Failed, Student, opened
+from pipeline.ask_students import asked_task
 from pipeline.binding import suggestion
 from pipeline.config import Config
 from pipeline.files import InputError, RowError, RunError, digest, plain, sha256, strict_json, sync_folder, write_json
@@ -261,7 +262,7 @@ def _asking(
     """
     of_task = config.task if config is not None else None
     targets: Sequence[Target] = learned or (of_task.targets if of_task is not None else ())
-    default: Target = "rationale" if set(targets) == {"rationale"} else evaluate.asked_task(targets)
+    default: Target = "rationale" if set(targets) == {"rationale"} else asked_task(targets)
     chosen: Target = _one_of("--task", task, get_args(Target)) or default
     if chosen == "rationale" and rationale:
         raise InputError("--rationale: the task is the rationale already; leave it out")

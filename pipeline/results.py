@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import evaluate, gates, measure, outputs, provenance, sample, teachers, usage
+from pipeline import gates, measure, outputs, provenance, sample, teachers, usage
+from pipeline.ask_teachers import SPEEDS
 from pipeline.binding import suggestion
 from pipeline.config import Config
 from pipeline.files import InputError, RunError, plain, strict_json
@@ -185,7 +186,7 @@ def costs(run: Path) -> Costs | None:
     """What answering took in evaluate's result in force; None where that is not known."""
     folder = outputs.current(run, "evaluate")
     try:
-        return None if folder is None else Costs.model_validate_json((folder / evaluate.SPEEDS).read_bytes())
+        return None if folder is None else Costs.model_validate_json((folder / SPEEDS).read_bytes())
     except (OSError, ValueError):  # no part of the result
         return None
 

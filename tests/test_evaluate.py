@@ -360,7 +360,7 @@ def test_what_students_said_is_not_asked_again(
         raise AssertionError("a model was asked once more")
 
     monkeypatch.setattr(answering, "complete", never)
-    monkeypatch.setattr("pipeline.evaluate.label_log_probabilities", never)
+    monkeypatch.setattr("pipeline.ask_students.label_log_probabilities", never)
     ask(prepared, tmp_path / "second", students, latency=0, bootstrap=7)
     rows = [(tmp_path / name / "rationales.jsonl").read_bytes() for name in ("first", "second")]
     assert rows[0] == rows[1]

@@ -16,7 +16,8 @@ differences bars
 spending usage sources shots requests workers asking
 ingest sample parse dedup decontaminate judge filters quality shard cards balance
 losses packing cut formats student adapters generate model_folder encoding trainer fit launch train preview training_process
-metrics scores intervals calibration scoring cost faithfulness safety answering nearest gates eval_rows measure evaluate stages
+metrics scores intervals calibration scoring cost faithfulness safety answering nearest gates eval_rows measure
+said ask_teachers ask_students evaluate stages
 config provenance runner sweep_plot sweeps envelopes student_signatures exports export audits audit signing proofs
 damaged response_repair repair push trace revoke resample results recordings report explore predict project
 compare viewer printed printed_compare commands cli

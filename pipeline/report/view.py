@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from pipeline import outputs, shift, sweeps, usage
-from pipeline.evaluate import SPEEDS
+from pipeline.ask_teachers import SPEEDS
 from pipeline.files import RunError, plain, read_jsonl
 from pipeline.gates import Verdict
 from pipeline.measure import METRICS, RATIONALES
