@@ -12,10 +12,12 @@ what PyTorch allocated there, without the driver's own. The memory of a teacher 
 fifty rows is hardly more than the slowest one.
 """
 
+import ctypes
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -99,6 +101,7 @@ def peak_memory(
             peak.bytes = torch.cuda.max_memory_allocated()
         return
     look = resident or _resident()
+    _give_back()
     peak.bytes = look()
     ended = threading.Event()
 
@@ -114,6 +117,13 @@ def peak_memory(
         ended.set()
         watcher.join()
         peak.bytes = max(peak.bytes, look())
+
+
+def _give_back() -> None:
+    """What was freed goes back to the system: a training in this process before would count as the model's otherwise."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident() -> Callable[[], int]:
