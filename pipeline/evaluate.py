@@ -158,16 +158,7 @@ def evaluate(
 
     evidence = Evidence(
         rows=[
-            EvalRow(
-                eval_set=row.eval_set,
-                row=row.prompt.id,
-                input=row.prompt.input,
-                gold=row.gold,
-                choices=row.prompt.choices,
-                slices=row.prompt.slices,
-                agreement=agreed,
-                contaminated=(found or {}).get(row.eval_set, {}).get(row.prompt.id, []),
-            )
+            _known(row, agreed, (found or {}).get(row.eval_set, {}).get(row.prompt.id, []))
             for row, agreed in zip(rows, agreement, strict=True)
         ],
         predictions={one.model: _predictions(rows, one, label_type) for one in said},
@@ -238,19 +229,7 @@ def evaluate_models(
         for name, source in models.items():
             said.append(ask_student(name, source, rows, how, [], [], store))
     evidence = Evidence(
-        [
-            EvalRow(
-                eval_set=row.eval_set,
-                row=row.prompt.id,
-                input=row.prompt.input,
-                gold=row.gold,
-                choices=row.prompt.choices,
-                slices=row.prompt.slices,
-                agreement=None,
-                contaminated=[],
-            )
-            for row in rows
-        ],
+        [_known(row, None, []) for row in rows],
         {one.model: _predictions(rows, one, label_type) for one in said},
         [],
         [],
@@ -339,6 +318,19 @@ def _majority(training: Sequence[tuple[str, str]]) -> str | None:
     """The most frequent label of the training rows (the first in the alphabet of those), or None where there are none."""
     counts = Counter(label for _, label in training)
     return min(counts, key=lambda label: (-counts[label], label), default=None)
+
+
+def _known(row: Asked, agreement: float | None, contaminated: list[str]) -> EvalRow:
+    return EvalRow(
+        eval_set=row.eval_set,
+        row=row.prompt.id,
+        input=row.prompt.input,
+        gold=row.gold,
+        choices=row.prompt.choices,
+        slices=row.prompt.slices,
+        agreement=agreement,
+        contaminated=contaminated,
+    )
 
 
 def _predictions(rows: Sequence[Asked], said: Said, label_type: LabelType) -> list[Prediction]:
