@@ -90,7 +90,7 @@ def test_the_killed_run_ends_whole(demo: Path) -> None:
 def test_models_are_measured_side_by_side(demo: Path) -> None:
     ran = json.loads(call(demo, "run", "--json").stdout)
     models = ran["models"]["eval_sets"]["test"]["models"]
-    assert set(models) == {"teacher", "student", "baseline", "majority"}
+    assert set(models) == {"teacher", "student", "baseline", "nearest", "majority"}
     for figures in models.values():
         low, high = figures["accuracy_interval"]
         assert figures["rows"] == 24
@@ -161,7 +161,7 @@ def test_shards_train_alone_and_any_model_is_measured(demo: Path) -> None:
     assert json.loads(done.stdout)["rows"] > 0
     measured = call(demo, "evaluate", "--model", "again/student", "--json")
     assert measured.returncode == 0, measured.stderr
-    assert json.loads(measured.stdout)[0]["rows"] == 24
+    assert json.loads(measured.stdout)["eval_sets"]["test"]["models"]["student"]["rows"] == 24
 
 
 def test_all_planted_rows_are_found_with_the_right_evidence(tmp_path: Path) -> None:
