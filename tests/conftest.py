@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from pipeline import environment
 from tests.forked import Forked, forking
 
 settings.register_profile(
@@ -90,6 +91,13 @@ def write_project(folder: Path) -> Path:
     )
     (folder / "stages.yaml").write_text(SETTINGS)
     return folder / "stages.yaml"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def surroundings() -> None:
+    """What manifests say of the code and the machine is worked out once a process: before any test puts something else in its place."""
+    environment.environment()
+    environment.code()
 
 
 @pytest.fixture
