@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -158,10 +159,15 @@ def timed_teachers(
         if (before := _timed_before(folder, settings)) is not None:
             costs[name] = before
             continue
-        requests = [
-            next(request for respondent, request in all_requests(asking, row.prompt) if respondent.name == name)
-            for row in rows[:TIMED_REQUESTS]
-        ]
+        its_own = (  # of a teacher that is asked about a share of the rows, those
+            request
+            for row in rows
+            for respondent, request in all_requests(asking, row.prompt)
+            if respondent.name == name and request.sample == 0
+        )
+        requests = list(islice(its_own, TIMED_REQUESTS))
+        if not requests:
+            continue
         count = min(alone, len(requests))
         with (
             connect(settings, requests[0].sampling) as teacher,

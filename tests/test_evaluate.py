@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline import answering, eval_rows, gates, nearest, outputs
 from pipeline.answering import generate
+from pipeline.ask_teachers import timed_teachers
 from pipeline.config import Config, load
 from pipeline.evaluate import evaluate, evaluate_models
 from pipeline.files import InputError
@@ -22,10 +24,11 @@ from pipeline.metrics import Costs, Metrics, SetMetrics
 from pipeline.outputs import Job, Totals
 from pipeline.records import Drop, Prediction, TrainingRow
 from pipeline.runner import run
+from pipeline.said import Said
 from pipeline.shard import student_prompt
 from pipeline.sources import EvalSet
 from pipeline.student import StudentSettings
-from pipeline.teachers import Server
+from pipeline.teachers import Answer, Server, Vllm
 from tests.chat_server import chat_server, completion
 from tests.conftest import write_jsonl, write_project
 
@@ -488,6 +491,33 @@ def test_a_judge_scores_the_rationales(prepared: Config, students: Path, tmp_pat
     for model, rows in (("student", 6), ("teacher", 4)):
         found = figures(tmp_path / "out").eval_sets["test"].models[model].rationales
         assert found is not None and (found.judged, found.judge_score) == (rows, 4.0)
+
+
+def test_a_teacher_of_a_share_of_the_rows_is_timed_on_its_own(
+    prepared: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two local teachers that part the rows; their engines are stood in for by what answers at once."""
+    (tmp_path / "ask.jinja").write_text("{% block user %}{{ text }}{% endblock %}")
+    teachers = [Vllm(backend="vllm", model="embedded", name=name, share=0.5) for name in ("one", "two")]
+    rows, _ = eval_rows.read(prepared.eval_sets, "text", prepared.task.labels)
+    asked: list[str] = []
+
+    @contextmanager
+    def connected(settings: Vllm, sampling: Any) -> Iterator[Any]:
+        def answer(requests: Iterator[Any]) -> Iterator[Any]:
+            for request in requests:
+                asked.append(request.prompt_id)
+                yield request, Answer("So.", "stop")
+
+        yield answer
+
+    monkeypatch.setattr("pipeline.ask_teachers.connect", connected)
+    sample = prepared.stages["sample"] | {"teacher": teachers, "prompt": tmp_path / "ask.jinja"}
+    said = [Said(f"teacher:{name}", [], []) for name in ("one", "two")]
+    found = timed_teachers(said, rows, sample, 1, tmp_path / "evaluate" / "key")
+    timed = [one.cost.rows for one in found if one.cost is not None]
+    assert sum(timed) == 6
+    assert set(asked) == {row.prompt.id for row in rows}
 
 
 # Gates
