@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -256,12 +257,7 @@ def held_alone(lock: Path, what: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"{what}: cannot be written to ({error.strerror}); check the path and its rights") from None
     with naming(lock), file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = plain(file.read().strip(), 80) or "another process"
-            raise RunError(f"{what}: {holder} is writing to it; wait until it is done or stop it") from None
+        _take(file, what)
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {platform.node()}\n")
@@ -274,6 +270,22 @@ def held_alone(lock: Path, what: Path) -> Iterator[None]:
             with suppress(OSError):  # on a full disk the reason why the work failed counts
                 file.seek(0)
                 file.truncate()  # nobody holds it any more, and the host's name is nobody else's business
+
+
+def _take(lock: IO[str], what: Path) -> None:
+    """Lock the open file ``lock``; raises RunError with the holder's name, which is in the file, where another process has it."""
+    for _ in range(50):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            lock.seek(0)
+            if holder := plain(lock.read().strip(), 80):
+                break
+            time.sleep(0.01)  # it has only just taken it and not written its name yet, or is letting it go
+    else:
+        holder = "another process"
+    raise RunError(f"{what}: {holder} is writing to it; wait until it is done or stop it")
 
 
 _HELD: set[IO[str]] = set()

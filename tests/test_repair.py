@@ -309,8 +309,7 @@ def test_a_judges_lost_answer_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    generate(tmp_path_factory.mktemp("keys") / "ada")
-    return tmp_path_factory.getbasetemp() / "keys0"
+    return generate(tmp_path_factory.mktemp("keys") / "ada").private.parent
 
 
 def signed(file: Path, folder: Path) -> Path:
