@@ -15,6 +15,7 @@ themselves. ``mounts=True``: they are in a mount namespace of their own, where `
 """
 
 import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -109,7 +111,9 @@ def namespace() -> list[str]:
         trial = [*command, "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tempfile.gettempdir()]
         if shutil.which("unshare") and subprocess.run(trial, capture_output=True, check=False).returncode == 0:
             return command
-    pytest.skip("nothing can be mounted here: that takes root with CAP_SYS_ADMIN, or user namespaces (unshare --map-root-user)")
+    pytest.skip(
+        "nothing can be mounted here: that takes root with CAP_SYS_ADMIN, or user namespaces (unshare --map-root-user)"
+    )
 
 
 @contextmanager
@@ -122,6 +126,7 @@ def faulty(scratch: Path, *, training: bool = False, mounts: bool = False) -> It
         "LD_PRELOAD": str(library()),
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "TMPDIR": str(scratch),  # what the killed leave there is nobody's
     }
     server = subprocess.Popen(
         [*apart, sys.executable, "-c", f"from tests.faults import serve; serve(training={training})"],
@@ -175,12 +180,17 @@ def serve(*, training: bool) -> None:
     import pipeline.dedup
     import pipeline.report
     import pipeline.runner
+    from pipeline import environment
 
     assert all((httpx, numba, scipy.stats, sklearn, pipeline.dedup, pipeline.report))
     if training:
         _import_training()
     with start_blocking_portal():
         pass
+    environment.environment()  # what manifests say of the machine is the same in every run
+    environment.code()
+    gc.collect()
+    gc.freeze()  # a child that looks for garbage would copy all that was imported
     del os.environ["LD_PRELOAD"]  # it is loaded here; what a child starts is not to be faulty
     calls = ctypes.CDLL(None)
     for line in sys.stdin:
@@ -262,6 +272,8 @@ def _run(folder: str, arguments: list[str], fault: Fault, said: str, told: int, 
             pipeline.cli.main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
+        except BaseException:  # noqa: BLE001 - as the interpreter would
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
