@@ -10,6 +10,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -98,6 +99,15 @@ def tried(calls: int, seed: int) -> list[int]:
     return [chance.randint(low + 1, high) for low, high in pairwise(edges)]
 
 
+@contextmanager
+def trying(broken: list[str], what: str) -> Iterator[None]:
+    """One case of many: what it breaks is noted in ``broken``, and the next one is tried."""
+    try:
+        yield
+    except AssertionError as error:
+        broken.append(f"{what}: {error}")
+
+
 def ends_whole(ask: Ask, folder: Path, wanted: dict[str, bytes]) -> None:
     """The next run ends well, with the very bytes of an undisturbed one; each answer is stored once, and the audit finds nothing."""
     last = ask(folder, "run")
@@ -115,26 +125,32 @@ def test_killed_before_any_call_it_goes_on_as_if_nothing_had_happened(
     ask: Ask, project: Path, undisturbed: tuple[dict[str, bytes], int], tmp_path: Path
 ) -> None:
     wanted, calls = undisturbed
+    broken: list[str] = []
     for at in tried(calls, seed=1):
         folder = shutil.copytree(project, tmp_path / f"killed-{at}")
-        assert ask(folder, "run", fault=Fault(at=at)).code in (KILLED, 0 if at > calls - UNSURE else KILLED)
-        ends_whole(ask, folder, wanted)
+        with trying(broken, f"call {at}"):
+            assert ask(folder, "run", fault=Fault(at=at)).code in (KILLED, 0 if at > calls - UNSURE else KILLED)
+            ends_whole(ask, folder, wanted)
         counted("killed before a call that changes a file")
         shutil.rmtree(folder)
+    assert not broken
 
 
 def test_killed_again_and_again_while_it_recovers(
     ask: Ask, project: Path, undisturbed: tuple[dict[str, bytes], int], tmp_path: Path
 ) -> None:
     wanted, calls = undisturbed
+    broken: list[str] = []
     for seed in range(300 if ALL else 2):
         chance = random.Random(seed)
         folder = shutil.copytree(project, tmp_path / f"again-{seed}")
-        for _ in range(chance.randint(2, 4)):
-            assert ask(folder, "run", fault=Fault(at=chance.randint(1, calls // 2))).code in (KILLED, 0)
-            counted("killed again, while it recovered")
-        ends_whole(ask, folder, wanted)
+        with trying(broken, f"seed {seed}"):
+            for _ in range(chance.randint(2, 4)):
+                assert ask(folder, "run", fault=Fault(at=chance.randint(1, calls // 2))).code in (KILLED, 0)
+                counted("killed again, while it recovered")
+            ends_whole(ask, folder, wanted)
         shutil.rmtree(folder)
+    assert not broken
 
 
 def one_clear_line(outcome: Outcome) -> None:
@@ -153,14 +169,17 @@ def test_a_call_that_fails_is_one_line_and_the_next_run_goes_on(
     ask: Ask, project: Path, undisturbed: tuple[dict[str, bytes], int], tmp_path: Path, error: str, lasting: bool
 ) -> None:
     wanted, calls = undisturbed
+    broken: list[str] = []
     for at in tried(calls, seed=2 + lasting)[:: 1 if ALL else 2]:
         folder = shutil.copytree(project, tmp_path / f"{error}-{at}")
-        failed = ask(folder, "run", fault=Fault(at=at, error=ERRORS[error], lasting=lasting))
-        if failed.code != 0:  # what only measures, and what is removed for tidiness, may fail in silence
-            one_clear_line(failed)
-        ends_whole(ask, folder, wanted)
+        with trying(broken, f"call {at}"):
+            failed = ask(folder, "run", fault=Fault(at=at, error=ERRORS[error], lasting=lasting))
+            if failed.code != 0:  # what only measures, and what is removed for tidiness, may fail in silence
+                one_clear_line(failed)
+            ends_whole(ask, folder, wanted)
         counted("calls that failed (ENOSPC, EIO; once, and from then on)")
         shutil.rmtree(folder)
+    assert not broken
 
 
 def test_what_is_committed_survives_a_disk_that_stays_full(
