@@ -25,10 +25,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -180,15 +181,13 @@ def serve(*, training: bool) -> None:
     import pipeline.dedup
     import pipeline.report
     import pipeline.runner
-    from pipeline import environment
 
     assert all((httpx, numba, scipy.stats, sklearn, pipeline.dedup, pipeline.report))
     if training:
         _import_training()
     with start_blocking_portal():
         pass
-    environment.environment()  # what manifests say of the machine is the same in every run
-    environment.code()
+    _warm_up()
     gc.collect()
     gc.freeze()  # a child that looks for garbage would copy all that was imported
     del os.environ["LD_PRELOAD"]  # it is loaded here; what a child starts is not to be faulty
@@ -215,6 +214,18 @@ def serve(*, training: bool) -> None:
                 seen = told.read()
             ends[child] = (os.waitstatus_to_exitcode(status), int(seen or -1), seconds)
         print(json.dumps([ends[child] for child in children]), flush=True)
+
+
+def _warm_up() -> None:
+    """One run here, so that its compiled loops, templates and facts of the machine need not be worked out by each child: half its time."""
+    import pipeline.report
+    from tests.conftest import write_project
+
+    with tempfile.TemporaryDirectory() as scratch, Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        settings = write_project(Path(scratch) / "project")
+        pipeline.run(settings)
+        pipeline.report.build(settings.parent / "runs/small")
+    assert threading.active_count() == 1
 
 
 def _import_training() -> None:

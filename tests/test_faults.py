@@ -11,6 +11,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -99,6 +100,15 @@ def tried(calls: int, seed: int) -> list[int]:
     return [chance.randint(low + 1, high) for low, high in pairwise(edges)]
 
 
+@contextmanager
+def trying(broken: list[str], what: str) -> Iterator[None]:
+    """One case of many: what it breaks is noted in ``broken``, and the next one is tried."""
+    try:
+        yield
+    except AssertionError as error:
+        broken.append(f"{what}: {error}")
+
+
 def reached(outcome: Outcome) -> str:
     """How far a run came, by what it said: the stage it was in, or what lies before and after them all."""
     told = re.findall(r"^(\w+): (running|[\d,]+ \w+ in,)", outcome.said, re.MULTILINE)
@@ -132,13 +142,16 @@ def test_killed_before_any_call_it_goes_on_as_if_nothing_had_happened(
     ask: Ask, project: Path, undisturbed: tuple[dict[str, bytes], int], tmp_path: Path
 ) -> None:
     wanted, calls = undisturbed
+    broken: list[str] = []
     for at in tried(calls, seed=1):
         folder = shutil.copytree(project, tmp_path / f"killed-{at}")
-        killed = ask(folder, "run", fault=Fault(at=at))
-        assert killed.code in (KILLED, 0 if at > calls - UNSURE else KILLED)
-        ends_whole(ask, folder, wanted)
-        counted(f"killed before a call that changes a file, {reached(killed)}")
+        with trying(broken, f"call {at}"):
+            killed = ask(folder, "run", fault=Fault(at=at))
+            assert killed.code in (KILLED, 0 if at > calls - UNSURE else KILLED)
+            counted(f"killed before a call that changes a file, {reached(killed)}")
+            ends_whole(ask, folder, wanted)
         shutil.rmtree(folder)
+    assert not broken
 
 
 def one_clear_line(outcome: Outcome) -> None:
@@ -157,14 +170,17 @@ def test_a_call_that_fails_is_one_line_and_the_next_run_goes_on(
     ask: Ask, project: Path, undisturbed: tuple[dict[str, bytes], int], tmp_path: Path, error: str, lasting: bool
 ) -> None:
     wanted, calls = undisturbed
+    broken: list[str] = []
     for at in tried(calls, seed=2 + lasting)[:: 1 if ALL else 2]:
         folder = shutil.copytree(project, tmp_path / f"{error}-{at}")
-        failed = ask(folder, "run", fault=Fault(at=at, error=ERRORS[error], lasting=lasting))
-        if failed.code != 0:  # what only measures, and what is removed for tidiness, may fail in silence
-            one_clear_line(failed)
-        ends_whole(ask, folder, wanted)
-        counted(f"calls that failed (ENOSPC, EIO; once, and from then on), {reached(failed)}")
+        with trying(broken, f"call {at}"):
+            failed = ask(folder, "run", fault=Fault(at=at, error=ERRORS[error], lasting=lasting))
+            counted(f"calls that failed (ENOSPC, EIO; once, and from then on), {reached(failed)}")
+            if failed.code != 0:  # what only measures, and what is removed for tidiness, may fail in silence
+                one_clear_line(failed)
+            ends_whole(ask, folder, wanted)
         shutil.rmtree(folder)
+    assert not broken
 
 
 def test_what_is_committed_survives_a_disk_that_stays_full(

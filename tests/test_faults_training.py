@@ -7,6 +7,7 @@ with the shards done, from a copy. The student is real and tiny: 6 steps of it a
 import errno
 import os
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ from tests.counting import counted, every
 from tests.faults import KILLED, Ask, Fault, Outcome, faulty
 from tests.models import make_model
 from tests.power_loss import read
-from tests.test_faults import UNSURE, one_clear_line, reached, tree, whole
+from tests.test_faults import UNSURE, one_clear_line, reached, tree, trying, whole
 
 ALL = "TORTURE" in os.environ
 ROWS = 14
-TRIED = 4  # of the calls in each of the two stages, by default
+TRIED = 3  # of the calls in each of the two stages, by default
 FAILING = {  # by default the first two, at one call of each stage
     "ENOSPC from then on": (errno.ENOSPC, True),
     "EIO once": (errno.EIO, False),
@@ -65,12 +66,17 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
 
 @dataclass(frozen=True)
 class Begun:
-    """A project in which all stages before ``stage`` are done; what it holds when that is done too, and the calls that this takes."""
+    """A project in which all stages before ``stage`` are done; what it holds when that is done too, and the calls that this takes.
+
+    ``saving``: the call that moves a whole model to its name; ``writing``: the first writes of torch, safetensors and tokenizers.
+    """
 
     stage: str
     project: Path
     wanted: dict[str, bytes]
     calls: list[int]
+    saving: list[int]
+    writing: list[int]
 
     def again(self, ask: Ask, folder: Path, fault: Fault = Fault()) -> Outcome:  # noqa: B008 - frozen
         return ask(folder, "run", "--until", self.stage, fault=fault)
@@ -102,7 +108,11 @@ def begun(ask: Ask, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Begun
         assert list(audit(first / "runs" / "small")) == []
         calls = list(read(log))
         begins = next(number for number, call in enumerate(calls, 1) if f"/runs/small/{stage}/" in call.path)
-        found[stage] = Begun(stage, project, tree(first), [*range(begins, len(calls) + 1)])
+        saving = [number for number, call in enumerate(calls, 1) if call.path.endswith("/.student.tmp") and call.second]
+        writes = [(number, call.path) for number, call in enumerate(calls, 1) if call.name == "write"]
+        ends = (".pt", "/.tmp[^/]*", "/tokenizer.json") if stage == "train" else ()
+        writing = [next(number for number, path in writes if re.search(f"{end}$", path)) for end in ends]
+        found[stage] = Begun(stage, project, tree(first), [*range(begins, len(calls) + 1)], saving, writing)
         project = first
     return found
 
@@ -121,13 +131,16 @@ def test_killed_before_any_call_it_ends_with_the_same_weights_and_figures(
     ask: Ask, begun: dict[str, Begun], tmp_path: Path, stage: str
 ) -> None:
     case = begun[stage]
-    for at in tried(case.calls, seed=1, number=TRIED):
+    broken: list[str] = []
+    for at in sorted({*tried(case.calls, seed=1, number=TRIED), *case.saving}):
         folder = shutil.copytree(case.project, tmp_path / f"killed-{at}")
-        killed = case.again(ask, folder, Fault(at=at))
-        assert killed.code in (KILLED, 0 if at > case.calls[-1] - UNSURE else KILLED), killed.said
-        case.ends_whole(ask, folder)
-        counted(f"killed before a call that changes a file, {reached(killed)}")
+        with trying(broken, f"call {at}"):
+            killed = case.again(ask, folder, Fault(at=at))
+            assert killed.code in (KILLED, 0 if at > case.calls[-1] - UNSURE else KILLED), killed.said
+            counted(f"killed before a call that changes a file, {reached(killed)}")
+            case.ends_whole(ask, folder)
         shutil.rmtree(folder)
+    assert not broken
 
 
 @pytest.mark.parametrize("failing", [*FAILING])
@@ -137,11 +150,14 @@ def test_a_call_that_fails_is_one_line_and_the_next_run_goes_on(
 ) -> None:
     case = begun[stage]
     error, lasting = FAILING[failing]
-    for at in tried(case.calls, seed=f"{stage} {failing}", number=1):
+    broken: list[str] = []
+    for at in sorted({*tried(case.calls, seed=f"{stage} {failing}", number=1), *(case.writing if lasting else ())}):
         folder = shutil.copytree(case.project, tmp_path / f"failed-{at}")
-        failed = case.again(ask, folder, Fault(at=at, error=error, lasting=lasting))
-        if failed.code != 0:
-            one_clear_line(failed)
-        case.ends_whole(ask, folder)
-        counted(f"calls that failed (ENOSPC, EIO; once, and from then on), {reached(failed)}")
+        with trying(broken, f"call {at}"):
+            failed = case.again(ask, folder, Fault(at=at, error=error, lasting=lasting))
+            counted(f"calls that failed (ENOSPC, EIO; once, and from then on), {reached(failed)}")
+            if failed.code != 0:
+                one_clear_line(failed)
+            case.ends_whole(ask, folder)
         shutil.rmtree(folder)
+    assert not broken

@@ -17,7 +17,7 @@ import pytest
 from pipeline.responses import read_store
 from tests.counting import counted, every
 from tests.faults import Asked, Fault, Outcome, faulty
-from tests.test_faults import UNSURE, reached, tree, whole, write_project
+from tests.test_faults import UNSURE, reached, tree, trying, whole, write_project
 
 ALL = "TORTURE" in os.environ
 PAGE = 4096  # bytes: what a small tmpfs is counted in
@@ -208,22 +208,25 @@ def test_a_folder_that_vanishes_under_a_run(
 ) -> None:
     """It is gone before some call, and comes back after the run: as it was, or, where it was removed, as it was at first."""
     wanted, calls = undisturbed
+    broken: list[str] = []
     for at in spread(calls, seed=len(place) + len(to), number=2):
         folder = shutil.copytree(project, tmp_path / f"gone-{at}")
         away = tmp_path / f"away-{at}"
-        taken = Fault(at=at, taken=str(folder / place), taken_to=str(away) if to else "")
-        ended = asked.ask(folder, "run", fault=taken)
-        if ended.code:
-            one_line(ended, place)
-        elif place != "data" and at <= calls - UNSURE:  # after that all was done
-            whole(folder, wanted)  # it may only say that all went well where all is there
-        if place == "data":
-            shutil.copytree(project / place, folder / place)
-        elif to and away.exists():
-            shutil.rmtree(folder / place, ignore_errors=True)
-            (folder / "runs").mkdir(exist_ok=True)
-            away.rename(folder / place)
-        goes_on(asked, folder, wanted, committed(folder))
-        counted(f"folders that vanished under a run ({place}), {reached(ended)}")
+        with trying(broken, f"call {at}"):
+            taken = Fault(at=at, taken=str(folder / place), taken_to=str(away) if to else "")
+            ended = asked.ask(folder, "run", fault=taken)
+            if ended.code:
+                one_line(ended, place)
+            elif place != "data" and at <= calls - UNSURE:  # after that all was done
+                whole(folder, wanted)  # it may only say that all went well where all is there
+            if place == "data":
+                shutil.copytree(project / place, folder / place, dirs_exist_ok=True)
+            elif to and away.exists():
+                shutil.rmtree(folder / place, ignore_errors=True)
+                (folder / "runs").mkdir(exist_ok=True)
+                away.rename(folder / place)
+            goes_on(asked, folder, wanted, committed(folder))
+            counted(f"folders that vanished under a run ({place}), {reached(ended)}")
         shutil.rmtree(folder)
         shutil.rmtree(away, ignore_errors=True)
+    assert not broken

@@ -15,7 +15,7 @@ import pytest
 
 from tests.counting import counted, every
 from tests.faults import KILLED, Ask, Fault, Outcome, faulty
-from tests.test_faults import ends_whole, reached, tree, write_project
+from tests.test_faults import ends_whole, reached, tree, trying, write_project
 
 ONCE, AGAIN = 700, 300
 SEEDS = every([*range(ONCE + AGAIN)]) if "TORTURE" in os.environ else [0, ONCE]
@@ -53,6 +53,7 @@ def drawn(chance: random.Random, whole: Outcome, crew: bool) -> Fault:
 
 def test_killed_at_random_it_goes_on_as_if_nothing_had_happened(ask: Ask, tmp_path: Path) -> None:
     known: dict[tuple[int, int], tuple[Path, dict[str, bytes], Outcome]] = {}
+    broken: list[str] = []
     for seed in SEEDS:
         chance = random.Random(seed)
         chunk, rows, crew = chance.choice(CHUNKS), chance.choice(ROWS), chance.randrange(CREWS) == 0
@@ -65,14 +66,16 @@ def test_killed_at_random_it_goes_on_as_if_nothing_had_happened(ask: Ask, tmp_pa
         project, wanted, done = known[chunk, rows]
         folder = shutil.copytree(project, tmp_path / f"killed-{seed}")
         times = 1 if seed < ONCE else chance.randint(2, 4)
-        for number in range(times):
-            fault = drawn(chance, done, crew)
-            if number:  # what is left is less
-                fault = replace(fault, at=fault.at // 2, after=fault.after / 2)
-            killed = ask(folder, "run", *(["--processes", "2"] if crew else []), fault=fault)
-            assert killed.code in (KILLED, 0), killed.said
-            assert "Traceback" not in killed.said, killed.said
-            if killed.code == KILLED:
-                counted("killed again, while it recovered" if number else f"killed at random, {reached(killed)}")
-        ends_whole(ask, folder, wanted)
+        with trying(broken, f"seed {seed}"):
+            for number in range(times):
+                fault = drawn(chance, done, crew)
+                if number:  # what is left is less
+                    fault = replace(fault, at=fault.at // 2, after=fault.after / 2)
+                killed = ask(folder, "run", *(["--processes", "2"] if crew else []), fault=fault)
+                assert killed.code in (KILLED, 0), killed.said
+                assert "Traceback" not in killed.said, killed.said
+                if killed.code == KILLED:
+                    counted("killed again, while it recovered" if number else f"killed at random, {reached(killed)}")
+            ends_whole(ask, folder, wanted)
         shutil.rmtree(folder)
+    assert not broken
