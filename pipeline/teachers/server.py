@@ -20,8 +20,10 @@ sends too much would have the surplus taken for the answer to the next request.
 
 Limits: what runs behind the address cannot be verified; ``revision`` is what you say it is, and once it is given the address no longer
 counts for the request's key. A sampling parameter that is not set is whatever the server takes for it (vLLM's looks into the model's
-``generation_config.json``). Special tokens that a row spells cannot be seen here. Other fields of the answer, such as a reasoning
-model's ``reasoning_content``, are not stored. A server may have been paid for a try that timed out or broke.
+``generation_config.json``). The server makes the tokens: special tokens that a row spells can be seen here only where ``tokenizer`` is
+set. Then such a row becomes the failure ``special_token`` and is not sent; without it the row is sent as it stands, and it depends on the
+server whether it can forge a turn. Turns that a chat template marks by words are never seen. Other fields, such as a reasoning model's
+``reasoning_content``, are not stored. A server may have been paid for a try that timed out or broke.
 """
 
 import json
@@ -45,11 +47,12 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, JsonValue
 
-from pipeline import embedded
+from pipeline import control, embedded
 from pipeline.files import InputError, RunError, plain, private
 from pipeline.prompts import FAILURES
 from pipeline.teachers import completions
 from pipeline.teachers.contract import Answer, Common, Failure, Request, Sampling, Teacher, further
+from pipeline.teachers.forged import by_letters, by_tokens, refusal
 from pipeline.terms import OutputTerms, of_address
 
 if TYPE_CHECKING:
@@ -111,7 +114,8 @@ class Server(Common):
     tokenizer: str | None = Field(
         default=None,
         min_length=1,
-        description="folder or hub repository (in the local cache) of the model's tokenizer, to count prompt tokens beforehand",
+        description="folder or hub repository (in the local cache) of the model's tokenizer, to count prompt tokens beforehand, "
+        "and to set rows apart that spell its special tokens",
     )
     tokenizer_revision: str | None = Field(
         default=None, min_length=1, description="branch, tag or commit of the tokenizer's repository"
@@ -174,7 +178,7 @@ def facts(settings: Server, identity: Mapping[str, Any]) -> dict[str, JsonValue]
 
 
 def counter(settings: Server) -> Callable[[Request], int] | None:
-    """Counts a prompt's tokens as vLLM's server does, with the setting ``tokenizer``; None without it.
+    """Counts a prompt's tokens as vLLM's server does, with the setting ``tokenizer``; None without it. 0 for a prompt that is not sent.
 
     Raises InputError where the tokenizer is not there or, when it counts, where its chat template refuses a prompt.
 
@@ -184,8 +188,12 @@ def counter(settings: Server) -> Callable[[Request], int] | None:
         return None
     tokenizer = _tokenizer(settings.tokenizer, settings.tokenizer_revision)
 
+    forged = _forged(tokenizer)
+
     def count(request: Request) -> int:
         assert request.messages is not None
+        if forged(request) is not None:
+            return 0
         more = further(request.sampling, REFUSED_SAMPLING)
         if settings.api == "completions":
             special = more.get("add_special_tokens", True)
@@ -230,6 +238,12 @@ def _tokenizer(source: str, revision: str | None) -> Any:
         ) from None
 
 
+def _forged(tokenizer: Any) -> Callable[[Request], str | None]:
+    """A function that gives the special token that a request's row spells."""
+    spelling = control.spelling(tokenizer)
+    return lambda request: by_letters(spelling, request) or by_tokens(tokenizer, request)
+
+
 @contextmanager
 def connect(settings: Server, sampling: Sampling) -> Iterator[Teacher]:
     """Connections to the server for the time of the block.
@@ -240,6 +254,9 @@ def connect(settings: Server, sampling: Sampling) -> Iterator[Teacher]:
 
     further(sampling, REFUSED_SAMPLING)
     key = _key(settings)
+    forged = (
+        None if settings.tokenizer is None else _forged(_tokenizer(settings.tokenizer, settings.tokenizer_revision))
+    )
     # An event loop in a thread of its own: it works in a notebook, whose thread has one already, and Ctrl-C cancels what is under way.
     with start_blocking_portal() as portal:
         line = portal.call(_Line, settings, key)
@@ -264,6 +281,9 @@ def connect(settings: Server, sampling: Sampling) -> Iterator[Teacher]:
                         if request is None:
                             ended = True
                             break
+                        if forged is not None and (token := forged(request)) is not None:
+                            yield request, refusal(token)
+                            continue
                         body = json.dumps(_body(settings, request), ensure_ascii=False).encode()
                         future = portal.start_task_soon(line.ask, body, _longest(request))
                         under_way[future] = (asked, request)
