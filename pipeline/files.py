@@ -306,14 +306,14 @@ def make_folder(folder: Path) -> None:
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for one in missing or [folder]:  # its name may stem from a process that was killed before it was synced
-        sync_folder(one.parent)
+        sync_folder(one.parent, one)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames and new names in ``folder`` survive a power loss."""
+def sync_folder(folder: Path, new: Path | None = None) -> None:
+    """Make renames and new names in ``folder`` survive a power loss; an error names ``new`` where it is given."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with naming(folder):
+        with naming(new or folder):
             os.fsync(handle)
     finally:
         os.close(handle)
