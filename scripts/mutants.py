@@ -11,12 +11,14 @@ for the same code), runs what is not known to be noticed, and writes the table i
 
     python scripts/mutants.py                      every group; goes on where it was stopped (remove build/mutants to begin anew)
     python scripts/mutants.py files responses      these groups
+    python scripts/mutants.py --sample 50 audit    so many of each, in place of what GROUPS says; a larger sample begins with a smaller one
     python scripts/mutants.py --show files         the differences that no test noticed
 
 Limits: code outside of functions (constants, regular expressions, tables) is not changed, and only the tests named in GROUPS are run:
 the fast ones. What they miss may well be noticed by the others.
 """
 
+import argparse
 import ast
 import json
 import os
@@ -28,7 +30,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +91,6 @@ GROUPS = {
                 "test_it_can_be_asked_while_another_thread_appends test_one_changed_byte_anywhere_is_found_and_named",
             ),
         ),
-        300,
     ),
     "runner": Group(
         ("pipeline/runner.py",),
@@ -118,15 +119,21 @@ GROUPS = {
 
 def main() -> None:
     """Run the groups named, or show what they left."""
-    show = "--show" in sys.argv[1:]
-    names = [name for name in sys.argv[1:] if name != "--show"] or list(GROUPS)
-    if unknown := [name for name in names if name not in GROUPS]:
-        sys.exit(f"mutants: {unknown[0]}: no such group; the groups are {', '.join(GROUPS)}")
-    for name in names:
-        if show:
+    parser = argparse.ArgumentParser(
+        description="Changes the code in small ways and counts which changes the tests notice."
+    )
+    parser.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS)}; all, where none is named")
+    parser.add_argument("--sample", type=int, help="so many mutants of each group")
+    parser.add_argument("--show", action="store_true", help="only print the differences that no test noticed")
+    asked = parser.parse_args()
+    if unknown := [name for name in asked.groups if name not in GROUPS]:
+        parser.error(f"{unknown[0]}: no such group; the groups are {', '.join(GROUPS)}")
+    for name in asked.groups or GROUPS:
+        if asked.show:
             shown(name)
         else:
-            work(name, GROUPS[name])
+            group = GROUPS[name]
+            work(name, replace(group, sample=asked.sample) if asked.sample else group)
 
 
 def work(name: str, group: Group) -> None:

@@ -222,6 +222,9 @@ def test_a_disk_that_fails_to_sync_is_named_and_nothing_is_left(
     with pytest.raises(OSError, match="Input/output") as caught:
         sync_folder(tmp_path)
     assert caught.value.filename == str(tmp_path)
+    with pytest.raises(OSError, match="Input/output") as caught:
+        make_folder(tmp_path / "new")
+    assert caught.value.filename == str(tmp_path / "new")
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
