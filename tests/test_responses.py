@@ -496,19 +496,23 @@ def test_what_is_compacted_is_synced_before_it_counts(tmp_path: Path, monkeypatc
     folder = tmp_path / "store"
     merged(folder, monkeypatch)
     synced: list[tuple[int, int, int]] = []  # inode, size, and the first segment that counted then
+    bounds: list[int | None] = []  # from which segment on none counted then
     fsync = os.fsync
 
     def noted(handle: int) -> None:
         fsync(handle)
         live = folder / "segments.json"
         first = json.loads(live.read_text())["first"] if live.exists() else 0
+        bounds.append(json.loads(live.read_text())["until"] if live.exists() else None)
         synced.append((os.fstat(handle).st_ino, os.fstat(handle).st_size, first))
 
     monkeypatch.setattr(os, "fsync", noted)
+    before = len(responses.segments(folder))
     compact(folder)
     names = [folder, *responses.segments(folder)]
     wanted = {(path.stat().st_ino, path.stat().st_size, 0) for path in names[1:]}
     assert wanted <= set(synced)
+    assert {bounds[synced.index(one)] for one in wanted} == {before}
     last = max(synced.index(one) for one in wanted)
     assert (folder.stat().st_ino, 0) in [(inode, first) for inode, _, first in synced[last:]]
 
@@ -689,7 +693,11 @@ def test_a_record_with_a_right_check_and_other_fields_is_named(tmp_path: Path) -
     problem = (
         r"not a record of the response store \(Input should be a valid integer.*\); was it written by another version\?"
     )
-    for reading in (lambda: responses.record(line, f"{segment}:1"), lambda: list(read_store(tmp_path))):
+    for reading in (
+        lambda: responses.record(line, f"{segment}:1"),
+        lambda: list(read_store(tmp_path)),
+        lambda: compact(tmp_path, teachers=["test"]),
+    ):
         with pytest.raises(RunError, match=f"^{segment}:1: {problem}$"):
             reading()
     with pytest.raises(RunError, match=rf"^{segment} \(byte 0\): {problem}$"):
@@ -850,6 +858,9 @@ def test_large_stores_are_read_with_a_bar(tmp_path: Path, monkeypatch: pytest.Mo
     assert (list(verify(tmp_path)), moved) == ([], [1] * 6)
     compact(tmp_path)  # read by the writer, and to choose
     assert (len(told), moved) == (4, [1] * 12)
+    fill(tmp_path, [[record(10, teacher="other")]])
+    compact(tmp_path, teachers=["test"])  # and to write the others anew
+    assert (len(told), moved) == (8, [1] * 24)
 
 
 def test_compacting_says_what_it_did_and_without_a_store_does_nothing(
@@ -901,6 +912,9 @@ def test_a_key_that_stands_there_twice_is_named_at_its_second_place(tmp_path: Pa
     segment = fill(tmp_path, [[record(0), record(1)]])
     segment.write_bytes(segment.read_bytes() + responses.encoded(record(0)))
     assert list(verify(tmp_path)) == [f"{segment}:3: key {record(0).key} stands in the store twice"]
+    damaged = responses.encoded(record(5)).replace(b"yes", b"yet")
+    segment.write_bytes(damaged + responses.encoded(record(6)) + damaged)
+    assert [problem.split(": ")[0] for problem in verify(tmp_path)] == [f"{segment}:1", f"{segment}:3"]
     wrong = record(2).model_copy(update={"max_tokens": 21})
     segment.write_bytes(responses.encoded(wrong) + responses.encoded(record(1)))
     assert list(verify(tmp_path)) == [f"{segment}:1: key: is not that of the request the record tells of"]
