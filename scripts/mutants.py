@@ -146,13 +146,15 @@ def work(name: str, group: Group) -> None:
     drawn = sampled(results, group.sample)
     waiting = [mutant for mutant in drawn if results[mutant] not in KILLED]
     print(f"mutants: {name}: {len(drawn)} of {len(results)} mutants, {len(waiting)} to run", flush=True)
-    if waiting:
+    while waiting:
         command = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", "1", *waiting]
         surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         done = subprocess.run(command, cwd=folder, env=surroundings, check=False)
-        if done.returncode:
-            sys.exit(f"mutants: {name}: mutmut ended with {done.returncode}")
-    results = read_results(folder)
+        results = read_results(folder)
+        unrun = [mutant for mutant in drawn if results[mutant] is None]
+        if done.returncode or (unrun and set(waiting) <= set(unrun)):
+            sys.exit(f"mutants: {name}: mutmut ended with {done.returncode} and left {len(unrun)} mutants")
+        waiting = unrun  # other tests than last time: mutmut has forgotten what it knew
     minutes = (time.monotonic() - began) / 60
     facts = {
         "drawn": {mutant: results[mutant] for mutant in drawn},

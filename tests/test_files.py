@@ -168,8 +168,14 @@ def test_what_is_no_json_says_why_without_the_place_twice(tmp_path: Path) -> Non
     assert str(error) == f"{path}:2: {error.problem}"
     assert error.problem.endswith("; each line must be one JSON object")
     assert "(line" not in error.problem
-    with pytest.raises(ValueError, match="^key 'a' stands there twice$"):
-        strict_json('{"a": 1, "a": 1}')
+    for text, problem in [
+        ('{"a": 1, "a": 1}', "key 'a' stands there twice"),
+        ("[" * 100_000, "nested too deeply"),
+        ('"\\ud800"', "text that is not valid Unicode"),
+        ("[-Infinity]", "-Infinity is no JSON number"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{problem}$"):
+            strict_json(text)
 
 
 def test_a_file_that_is_not_there_or_is_no_file_is_one_line(tmp_path: Path) -> None:
