@@ -460,7 +460,10 @@ def answers(folder: Path, closing: ExitStack) -> Attempt:
             is_well(result)
             if isinstance(result, Answer):
                 body = msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=_Completion)
-                first = [choice for choice in body.choices if len(body.choices) == 1 or same(choice.get("index"), 0)]
+                alone = len(body.choices) == 1
+                first = [
+                    one for one in body.choices if same(one.get("index"), 0) or (alone and one.get("index") is None)
+                ]
                 texts = [choice["message"]["content"] if chat else choice["text"] for choice in first]
                 assert texts == [result.text]
 
@@ -493,7 +496,7 @@ def answer_seeds() -> list[bytes]:
         "top_logprobs": [{"spo": -0.1, "fo": -2.5, "food": -3}, None],
     }
     scored = {"choices": [{"index": 0, "text": "sports", "finish_reason": "eos_token", "logprobs": listed}]}
-    two = {**chat, "choices": [{"index": 1, "finish_reason": "stop"}, *chat["choices"]]}
+    two = {**chat, "choices": [{**chat["choices"][0], "index": 1, "message": {"content": "no"}}, *chat["choices"]]}
     odd = [
         {**chat, "model": "m-mini"},
         {**chat, "choices": []},
