@@ -437,10 +437,11 @@ def is_well(result: Answer | Failure) -> None:
 
 def tells_the_key(text: str) -> bool:
     """Whether anybody can read the key in a text, also as JSON, addresses and pages spell it."""
+    text = re.sub(r"\\+x00", "", text)  # UTF-16 as it is shown
     for _ in range(2):  # a JSON text that quotes another one
         text = re.sub(r"\\+u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
         text = html.unescape(unquote(re.sub(r"\\+/", "/", text)))
-    return KEY in text.replace("\0", "").replace("\\x00", "")
+    return KEY in text
 
 
 class _Completion(msgspec.Struct):
@@ -483,7 +484,7 @@ def answer_seeds() -> list[bytes]:
         {"token": " food", "logprob": -1e-9, "top_logprobs": top},
         {"token": " and", "logprob": -0.25, "top_logprobs": [{"token": "and drink", "logprob": -2}]},
     ]
-    chat = {
+    chat: dict[str, Any] = {
         "id": "x", "object": "chat.completion", "model": "m", "usage": usage,
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
     }  # fmt: skip
@@ -496,7 +497,10 @@ def answer_seeds() -> list[bytes]:
         "top_logprobs": [{"spo": -0.1, "fo": -2.5, "food": -3}, None],
     }
     scored = {"choices": [{"index": 0, "text": "sports", "finish_reason": "eos_token", "logprobs": listed}]}
-    two = {**chat, "choices": [{**chat["choices"][0], "index": 1, "message": {"content": "no"}}, *chat["choices"]]}
+    two: dict[str, Any] = {
+        **chat,
+        "choices": [{**chat["choices"][0], "index": 1, "message": {"content": "no"}}, *chat["choices"]],
+    }
     odd = [
         {**chat, "model": "m-mini"},
         {**chat, "choices": []},
@@ -693,22 +697,37 @@ def _first(found: list[Stored], family: str, max_tokens: int) -> Stored:
     )
 
 
-def segment_seeds() -> list[bytes]:
-    def record(number: int, text: str, max_tokens: int = 20, finish_reason: str = "stop", **more: Any) -> Stored:
-        asked: dict[str, Any] = {
-            "identity": "3" * 32, "prompt": f"p{number}", "sampling": {"top_p": 1.0, "stop": []}, "seed": 0, "sample": 0,
-        }  # fmt: skip
-        family = responses.family_key(**asked)
-        return Stored(
-            key=responses.request_key(family, max_tokens), family=family, max_tokens=max_tokens, teacher="test", text=text,
-            finish_reason=finish_reason, prompt_tokens=3, completion_tokens=1, **asked, **more,
-        )  # fmt: skip
+def _record(number: int, text: str, max_tokens: int = 20, finish_reason: str = "stop", **more: Any) -> Stored:
+    asked: dict[str, Any] = {
+        "identity": "3" * 32, "prompt": f"p{number}", "sampling": {"top_p": 1.0, "stop": []}, "seed": 0, "sample": 0,
+    }  # fmt: skip
+    family = responses.family_key(**asked)
+    return Stored(
+        key=responses.request_key(family, max_tokens), family=family, max_tokens=max_tokens, teacher="test", text=text,
+        finish_reason=finish_reason, prompt_tokens=3, completion_tokens=1, **asked, **more,
+    )  # fmt: skip
 
+
+def odd_segments() -> dict[str, bytes]:
+    """Records that fit their check, and that no store writes."""
+    record = _record(1, "yes")
+    bare, family = b"=" + record.line(), record.family.encode()
+    spelt = bare.replace(b'"finish_reason":"stop"', b'"finish_reason":"st\\u006fp"')
+    return {
+        "two keys": bare[:-1] + b',"key":"' + b"f" * 32 + b'"}\n',
+        "two families": bare.replace(family, b"f" * 32)[:-1] + b',"family":"' + family + b'"}\n',
+        "an end that is spelt otherwise": spelt + b"\n" + bare.replace(b":20,", b":40,") + b"\n",
+        "sampling that no JSON can say": bare.replace(b'"top_p":1.0', b'"top_p":NaN') + b"\n",
+        "nothing": b"={}\n",
+    }
+
+
+def segment_seeds() -> list[bytes]:
     some = [
-        record(1, "yes"),
-        record(2, "cut", finish_reason="length"),
-        record(2, 'caf\xe9 \u2028 \U0001f600 "quoted" \\ \n', max_tokens=40, mean_logprob=-0.25),
-        record(3, "", label_logprobs={"sports": -0.1}),
+        _record(1, "yes"),
+        _record(2, "cut", finish_reason="length"),
+        _record(2, 'caf\xe9 \u2028 \U0001f600 "quoted" \\ \n', max_tokens=40, mean_logprob=-0.25),
+        _record(3, "", label_logprobs={"sports": -0.1}),
     ]
     whole = [responses.encoded(one) for one in some]
     bare = [b"=" + one.line() for one in some]
@@ -721,10 +740,7 @@ def segment_seeds() -> list[bytes]:
         whole[0] + whole[0],
         *(one + b"\n" for one in bare),
         b"\n".join([*bare, b""]),
-        bare[0][:-1] + b',"key":"' + b"f" * 32 + b'"}\n',
-        bare[0].replace(some[0].family.encode(), b"f" * 32)[:-1] + b',"family":"' + some[0].family.encode() + b'"}\n',
-        bare[0].replace(b'"stop"', b'"st\\u006fp"') + b"\n" + bare[0].replace(b":20,", b":40,"),
-        b"={}\n",
+        *odd_segments().values(),
     ]
 
 
