@@ -17,7 +17,7 @@ from tests.fuzz_targets import PLANTED, TARGETS, odd_segments
 REAL = [name for name in TARGETS if name not in PLANTED]
 ROOT = Path(__file__).parents[1]
 LONG = ["--seconds", os.environ.get("FUZZ_SECONDS", "1200")]
-SHORT = ["--seconds", "60", "--executions", "300", "--seed", "1"]
+SHORT = ["--seconds", "60", "--executions", "200", "--seed", "1"]
 needs_atheris = pytest.mark.skipif(find_spec("atheris") is None, reason="atheris has no build for this platform")
 
 FOUND = {
