@@ -23,13 +23,15 @@ Limits: a tokenizer that puts a space before each text (SentencePiece) puts it b
 to be cut. A chat template that writes the date always gets the same one.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline import control
+from pipeline.control import SLOT, plain_ids, state, steering
 from pipeline.files import InputError, plain, strict_json, write_json
 from pipeline.prompts import FAILURES
 from pipeline.shard import PREFIXES
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
 FILE = "format.json"
 SEPARATOR = "\n"
-SLOT = "\ue5a1\uf3c7\ue90b"  # of the private use area: stands for the text while a chat template is rendered
 
 
 class Format(BaseModel):
@@ -117,8 +118,8 @@ class Format(BaseModel):
         if self.template == "chat":
             if self.encoder_decoder:
                 raise InputError("train.template: an encoder-decoder has no chat template; use 'text'")
-            return _chat_frame(tokenizer, _state(tokenizer))
-        before, after = _around(tokenizer, _state(tokenizer))
+            return _chat_frame(tokenizer, state(tokenizer))
+        before, after = control.around(tokenizer)
         return _Frame(before, after if self.encoder_decoder else (), tokenizer.eos_token_id)
 
 
@@ -150,27 +151,12 @@ def add_prefixes(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase",
 
 def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """The tokens of plain text, none of them a control token. Raises InputError where the tokenizer has no other for a character."""
-    control = _control(tokenizer, _state(tokenizer))
-    found: list[int] = []
-    while True:
-        ids = _ids(tokenizer, text, split=True)
-        if control.isdisjoint(ids):
-            return found + ids
-        whole, safe = 1, 0  # how much of the beginning has a control token, and has none
-        while control.isdisjoint(_ids(tokenizer, text[:whole], split=True)):
-            whole, safe = min(2 * whole, len(text)), whole
-        while whole - safe > 1:
-            middle = (whole + safe) // 2
-            if control.isdisjoint(_ids(tokenizer, text[:middle], split=True)):
-                safe = middle
-            else:
-                whole = middle
-        if not safe:
-            raise InputError(
-                f"train.student: its tokenizer has nothing but a control token for {plain(text[0])!r}; use another student"
-            )
-        found += _ids(tokenizer, text[:safe], split=True)
-        text = text[safe:]
+    try:
+        return control.text_ids(tokenizer, text)
+    except control.NoPlainTokenError as error:
+        raise InputError(
+            f"train.student: its tokenizer has nothing but a control token for {plain(error.sign)!r}; use another student"
+        ) from None
 
 
 class _Frame(NamedTuple):
@@ -182,50 +168,15 @@ class _Frame(NamedTuple):
     trims: bool = False
 
 
-def _state(tokenizer: "PreTrainedTokenizerBase") -> tuple[object, ...]:
-    """What the cached facts about a tokenizer depend on, for it can be changed."""
-    return len(tokenizer), tokenizer.eos_token_id, tokenizer.unk_token_id, _templates(tokenizer)
-
-
-def _templates(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Its chat templates' text."""
-    found: str | Mapping[str, str] | None = tokenizer.chat_template
-    return "\n".join(found.values()) if isinstance(found, Mapping) else found or ""
-
-
-@lru_cache(maxsize=8)
-def _control(tokenizer: "PreTrainedTokenizerBase", state: tuple[object, ...]) -> frozenset[int]:
-    """The ids that no text may become. The token for unknown words is none of them: it is what some text becomes by right."""
-    written = _templates(tokenizer)
-    found = {
-        number
-        for number, token in tokenizer.added_tokens_decoder.items()
-        if token.special or (token.content.strip() and token.content in written)
-    }
-    found |= {number for number in tokenizer.all_special_ids if number is not None}
-    unknown = tokenizer.unk_token_id
-    return frozenset(found - {unknown} if unknown != tokenizer.eos_token_id else found)
-
-
-@lru_cache(maxsize=8)
-def _around(tokenizer: "PreTrainedTokenizerBase", state: tuple[object, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the tokenizer itself puts before and after a text."""
-    bare, whole = _ids(tokenizer, "a", split=False), list(tokenizer("a")["input_ids"])
-    for place in range(len(whole) - len(bare) + 1):
-        if whole[place : place + len(bare)] == bare:
-            return tuple(whole[:place]), tuple(whole[place + len(bare) :])
-    return (), ()
-
-
 @lru_cache(maxsize=8)
 def _chat_frame(tokenizer: "PreTrainedTokenizerBase", state: tuple[object, ...]) -> _Frame:
     user = {"role": "user", "content": SLOT}
     asked = _rendered(tokenizer, [user], begin=True)
     trims = asked == _rendered(tokenizer, [{**user, "content": f" {SLOT} "}], begin=True)
     answered = _rendered(tokenizer, [{**user, "content": "?"}, {"role": "assistant", "content": SLOT}], begin=False)
-    before, after = (tuple(_ids(tokenizer, part, split=False)) for part in asked)
-    control = _control(tokenizer, state)
-    ends = (number for number in _ids(tokenizer, answered[1], split=False) if number in control)
+    before, after = (tuple(plain_ids(tokenizer, part, split=False)) for part in asked)
+    ending = steering(tokenizer)
+    ends = (number for number in plain_ids(tokenizer, answered[1], split=False) if number in ending)
     return _Frame(before, after, next(ends, tokenizer.eos_token_id), trims)
 
 
@@ -278,10 +229,3 @@ def _token_id(tokenizer: "PreTrainedTokenizerBase", token: str) -> int:
     if found is None:
         raise InputError(f"train.prefixes: {token} is no token of this student; train it anew, or ask it with 'text'")
     return found
-
-
-def _ids(tokenizer: "PreTrainedTokenizerBase", text: str, *, split: bool) -> list[int]:
-    """``split``: what looks like a special token is taken as text."""
-    arguments: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": split, "verbose": False}
-    found: Iterable[int] = tokenizer(text, **arguments)["input_ids"]
-    return list(found)

@@ -16,7 +16,7 @@ win over columns of that name). What is rendered is never rendered again, so ``{
 sandbox; they read files of their own folder alone, and have no source of randomness.
 
 Limits: white space is sent as the blocks leave it (``{%-`` trims it). A block that is blank is not sent. Nothing here keeps a row from
-imitating a model's special tokens: the ``vllm`` backend refuses such rows, a server cannot be asked.
+imitating a model's special tokens: the ``vllm`` backend does (``special_tokens``), ``server`` where it knows the tokenizer.
 """
 
 import difflib

@@ -25,6 +25,8 @@ PARTS = [
     "test_resume",
     "test_malformed",
     "test_fuzz",
+    "test_coverage_fuzz",
+    "test_endurance",
 ]
 MORE = {"TORTURE": "1", "NIGHTLY": "1", "KILLS": "700", "RESUMES": "20"}
 

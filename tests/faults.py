@@ -15,6 +15,7 @@ themselves. ``mounts=True``: they are in a mount namespace of their own, where `
 """
 
 import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
@@ -125,6 +127,7 @@ def faulty(scratch: Path, *, training: bool = False, mounts: bool = False) -> It
         "LD_PRELOAD": str(library()),
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "TMPDIR": str(scratch),  # what the killed leave there is nobody's
     }
     server = subprocess.Popen(
         [*apart, sys.executable, "-c", f"from tests.faults import serve; serve(training={training})"],
@@ -185,6 +188,8 @@ def serve(*, training: bool) -> None:
     with start_blocking_portal():
         pass
     _warm_up()
+    gc.collect()
+    gc.freeze()  # a child that looks for garbage would copy all that was imported
     del os.environ["LD_PRELOAD"]  # it is loaded here; what a child starts is not to be faulty
     calls = ctypes.CDLL(None)
     for line in sys.stdin:
@@ -278,6 +283,8 @@ def _run(folder: str, arguments: list[str], fault: Fault, said: str, told: int, 
             pipeline.cli.main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
+        except BaseException:  # noqa: BLE001 - as the interpreter would
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

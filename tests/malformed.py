@@ -802,6 +802,18 @@ def recording_cases() -> list[Case]:
     whole = [
         ("gone", removed("completions.jsonl"), PARSE, r".*completions\.jsonl.*(No such file|no such file)"),
         ("a pipe", fifo("completions.jsonl"), PARSE, r".*completions\.jsonl: .*not a regular file"),
+        (
+            "a pipe, checked",
+            fifo("completions.jsonl"),
+            CHECK,
+            r"stages\.yaml:\d+: stages\.sample\.teacher\.completions: completions\.jsonl: not a regular file",
+        ),
+        (
+            "gone, checked",
+            removed("completions.jsonl"),
+            CHECK,
+            r"stages\.yaml:\d+: stages\.sample\.teacher\.completions: completions\.jsonl: no such file",
+        ),
         ("a folder", directory("completions.jsonl"), PARSE, r".*completions\.jsonl: (no \.jsonl|.*directory)"),
         ("a link to itself", link("completions.jsonl", "completions.jsonl"), PARSE, r".*completions\.jsonl"),
         (

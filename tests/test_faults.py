@@ -31,7 +31,7 @@ ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 
 
 def write_project(folder: Path) -> Path:
-    """200 rows with something for every stage to drop; the judge's and the balance's stages are on."""
+    """200 rows with something for every stage to drop; the balance's stage is on."""
     folder.mkdir(parents=True)
     topics = list(TOPICS)
     rows = [{"id": f"r{n}", "text": text(topics[n % 2], n), "topic": topics[n % 2]} for n in range(ROWS)]
@@ -149,23 +149,6 @@ def test_killed_before_any_call_it_goes_on_as_if_nothing_had_happened(
             killed = ask(folder, "run", fault=Fault(at=at))
             assert killed.code in (KILLED, 0 if at > calls - UNSURE else KILLED)
             counted(f"killed before a call that changes a file, {reached(killed)}")
-            ends_whole(ask, folder, wanted)
-        shutil.rmtree(folder)
-    assert not broken
-
-
-def test_killed_again_and_again_while_it_recovers(
-    ask: Ask, project: Path, undisturbed: tuple[dict[str, bytes], int], tmp_path: Path
-) -> None:
-    wanted, calls = undisturbed
-    broken: list[str] = []
-    for seed in range(300 if ALL else 2):
-        chance = random.Random(seed)
-        folder = shutil.copytree(project, tmp_path / f"again-{seed}")
-        with trying(broken, f"seed {seed}"):
-            for _ in range(chance.randint(2, 4)):
-                assert ask(folder, "run", fault=Fault(at=chance.randint(1, calls // 2))).code in (KILLED, 0)
-                counted("killed again, while it recovered")
             ends_whole(ask, folder, wanted)
         shutil.rmtree(folder)
     assert not broken

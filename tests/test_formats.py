@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline.files import InputError
 from pipeline.formats import Format, add_prefixes, text_ids
 from pipeline.student import StudentSettings, load, quiet
+from tests.counting import counted
 from tests.models import CHAT, make_bart, make_chat, make_model, make_t5, make_tokenizer
 
 TASKS = ("label", "rationale")
@@ -94,6 +95,7 @@ def test_no_text_becomes_a_control_token_or_reaches_over_a_boundary(kind: str, p
     of, tokenizer = kinds()[kind]
     control = {number for number, token in tokenizer.added_tokens_decoder.items()} - {tokenizer.unk_token_id}
     asked, said = of.prompt_ids(tokenizer, f"[label] {prompt}"), of.completion_ids(tokenizer, completion)
+    counted("texts that spell control tokens, to a student", 2)
     frame = of.prompt_ids(tokenizer, "[label] ")
     assert [number for number in asked if number in control] == [number for number in frame if number in control]
     begin = 1 if of.encoder_decoder and tokenizer.bos_token_id is not None else 0

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 records files limits marks merkle environment progress cluster processes binding outputs text labels shift blocks tokens minhash overlap
 embeddings
-embedded terms prompts responses lineage revocations teachers
+embedded terms prompts control responses lineage revocations teachers
 differences bars
 spending usage sources shots requests workers asking
 ingest sample parse dedup decontaminate judge filters quality shard cards balance

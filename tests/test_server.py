@@ -722,6 +722,21 @@ def test_prompt_tokens_are_counted_as_the_server_counts_them(tokenizer: Path) ->
         teachers.counter(server("http://a/v1", tokenizer="./nosuch"))
 
 
+def test_a_row_that_spells_a_special_token_is_set_apart_where_the_tokenizer_is_known(tokenizer: Path) -> None:
+    asked = [request(name) for name in ("a", "b[B]", "c")]
+    with chat_server(lambda body: completion("fine")) as chat:
+        settings = server(chat.url, tokenizer=str(tokenizer), concurrency=1)
+        found = ask(settings, asked)
+        assert said(found) == ["fine", "special_token", "fine"]
+        assert found[1] == Failure("special_token", {"token": "[B]"})
+        assert [user(body) for body in chat.requests] == ["a", "c"]
+        count = teachers.counter(settings)
+        assert count is not None
+        assert count(asked[1]) == 0 < count(asked[0])
+        assert said(ask(settings, asked[1:2])) == ["special_token"]
+        assert said(ask(server(chat.url), asked)) == ["fine"] * 3  # it is for the server to read it as text
+
+
 def test_a_prompt_that_the_chat_template_refuses_is_told(tokenizer: Path, tmp_path: Path) -> None:
     for file in tokenizer.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -20,8 +20,10 @@ sends too much would have the surplus taken for the answer to the next request.
 
 Limits: what runs behind the address cannot be verified; ``revision`` is what you say it is, and once it is given the address no longer
 counts for the request's key. A sampling parameter that is not set is whatever the server takes for it (vLLM's looks into the model's
-``generation_config.json``). Special tokens that a row spells cannot be seen here. Other fields of the answer, such as a reasoning
-model's ``reasoning_content``, are not stored. A server may have been paid for a try that timed out or broke.
+``generation_config.json``). The server makes the tokens: special tokens that a row spells can be seen here only where ``tokenizer`` is
+set. Then such a row becomes the failure ``special_token`` and is not sent; without it the row is sent as it stands, and it depends on the
+server whether it can forge a turn. Turns that a chat template marks by words are never seen. Other fields, such as a reasoning model's
+``reasoning_content``, are not stored. A server may have been paid for a try that timed out or broke.
 """
 
 import json
@@ -41,15 +43,16 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, JsonValue
 
-from pipeline import embedded
+from pipeline import control, embedded
 from pipeline.files import InputError, RunError, plain, private
 from pipeline.prompts import FAILURES
 from pipeline.teachers import completions
 from pipeline.teachers.contract import Answer, Common, Failure, Request, Sampling, Teacher, further
+from pipeline.teachers.forged import by_letters, by_tokens, refusal
 from pipeline.terms import OutputTerms, of_address
 
 if TYPE_CHECKING:
@@ -69,6 +72,7 @@ FEWEST_TO_STOP: Final = 4  # requests in a row that cannot be delivered, before 
 MORE_TO_STOP: Final = 64  # the same, once there were answers
 SHORTEST_STORM_PAUSE: Final = 0.01  # seconds
 VERSION: Final = re.compile(r"([-:@]([0-9]{3,}|[0-9]{4}-[0-9]{2}-[0-9]{2}|latest))?(\.gguf)?")  # after a model's name
+NAMED: Final = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos", "/": "sol", "+": "plus", "=": "equals"}
 SECRET_LENGTH: Final = 16  # shorter keys ("EMPTY") are no secrets, and occur in answers
 REFUSED_SAMPLING: Final = {
     "n": "set stages.sample.n",
@@ -110,7 +114,8 @@ class Server(Common):
     tokenizer: str | None = Field(
         default=None,
         min_length=1,
-        description="folder or hub repository (in the local cache) of the model's tokenizer, to count prompt tokens beforehand",
+        description="folder or hub repository (in the local cache) of the model's tokenizer, to count prompt tokens beforehand, "
+        "and to set rows apart that spell its special tokens",
     )
     tokenizer_revision: str | None = Field(
         default=None, min_length=1, description="branch, tag or commit of the tokenizer's repository"
@@ -173,7 +178,7 @@ def facts(settings: Server, identity: Mapping[str, Any]) -> dict[str, JsonValue]
 
 
 def counter(settings: Server) -> Callable[[Request], int] | None:
-    """Counts a prompt's tokens as vLLM's server does, with the setting ``tokenizer``; None without it.
+    """Counts a prompt's tokens as vLLM's server does, with the setting ``tokenizer``; None without it. 0 for a prompt that is not sent.
 
     Raises InputError where the tokenizer is not there or, when it counts, where its chat template refuses a prompt.
 
@@ -183,8 +188,12 @@ def counter(settings: Server) -> Callable[[Request], int] | None:
         return None
     tokenizer = _tokenizer(settings.tokenizer, settings.tokenizer_revision)
 
+    forged = _forged(tokenizer)
+
     def count(request: Request) -> int:
         assert request.messages is not None
+        if forged(request) is not None:
+            return 0
         more = further(request.sampling, REFUSED_SAMPLING)
         if settings.api == "completions":
             special = more.get("add_special_tokens", True)
@@ -229,6 +238,12 @@ def _tokenizer(source: str, revision: str | None) -> Any:
         ) from None
 
 
+def _forged(tokenizer: Any) -> Callable[[Request], str | None]:
+    """A function that gives the special token that a request's row spells."""
+    spelling = control.spelling(tokenizer)
+    return lambda request: by_letters(spelling, request) or by_tokens(tokenizer, request)
+
+
 @contextmanager
 def connect(settings: Server, sampling: Sampling) -> Iterator[Teacher]:
     """Connections to the server for the time of the block.
@@ -239,6 +254,9 @@ def connect(settings: Server, sampling: Sampling) -> Iterator[Teacher]:
 
     further(sampling, REFUSED_SAMPLING)
     key = _key(settings)
+    forged = (
+        None if settings.tokenizer is None else _forged(_tokenizer(settings.tokenizer, settings.tokenizer_revision))
+    )
     # An event loop in a thread of its own: it works in a notebook, whose thread has one already, and Ctrl-C cancels what is under way.
     with start_blocking_portal() as portal:
         line = portal.call(_Line, settings, key)
@@ -263,6 +281,9 @@ def connect(settings: Server, sampling: Sampling) -> Iterator[Teacher]:
                         if request is None:
                             ended = True
                             break
+                        if forged is not None and (token := forged(request)) is not None:
+                            yield request, refusal(token)
+                            continue
                         body = json.dumps(_body(settings, request), ensure_ascii=False).encode()
                         future = portal.start_task_soon(line.ask, body, _longest(request))
                         under_way[future] = (asked, request)
@@ -420,7 +441,7 @@ class _Line:
 
         self.settings = settings
         self.url = f"{settings.base_url}/{'chat/completions' if settings.api == 'chat' else 'completions'}"
-        self.spellings = [] if key is None else _spellings(key)
+        self.hide = hidden(key)
         self.secret = key is not None and len(key) >= SECRET_LENGTH
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
         if key is not None:
@@ -464,12 +485,6 @@ class _Line:
         self.closed = True
         await self.cancel()
         await self.client.aclose()
-
-    def hide(self, text: str) -> str:
-        """The text without the key, however it is spelt there."""
-        for spelling in self.spellings:
-            text = text.replace(spelling, "[key]")
-        return text
 
     async def _ask(self, body: bytes, longest: int) -> bytes | Failure:
         import anyio
@@ -603,11 +618,24 @@ def _seconds(retry_after: str | None) -> float:
     return 0.0 if math.isnan(seconds) else max(seconds, 0.0)
 
 
-def _spellings(key: str) -> list[str]:
-    """The key as it can stand in a text."""
-    quoted = json.dumps(key)[1:-1]
-    found = {key, quoted, quoted.replace("/", "\\/"), quote(key), quote(key, safe="")}
-    return sorted(found, key=len, reverse=True)
+def hidden(key: str | None) -> Callable[[str], str]:
+    r"""What takes the key out of a text, each of its characters in any way that a server's JSON, addresses or pages may spell it.
+
+    ``+`` is also ``\u002B``, which .NET writes for it, ``%2b`` or ``&#43;``, and ``\\u002b`` where a text quotes another one.
+    """
+    if key is None:
+        return lambda text: text
+    gap = "\0{0,3}"  # what UTF-16 and UTF-32 have between characters
+    pattern = re.compile(gap.join(_spellings(character) for character in key))
+    return lambda text: pattern.sub("[key]", text)
+
+
+def _spellings(character: str) -> str:
+    """A pattern of them: as itself, escaped, or by its number or name. Repeats are bounded: an answer can be 16 MB of backslashes."""
+    code, number, itself = f"{ord(character):02x}", ord(character), re.escape(character)
+    name = f"|{NAMED[character]}" if character in NAMED else ""
+    spelt = rf"\\{{1,4}}u00{code}|%(?:25){{0,2}}{code}|&(?:#x0{{0,4}}{code}|#0{{0,4}}{number}{name});"
+    return rf"(?:{itself}|(?i:{spelt}))" if character.isalnum() else rf"(?:{itself}|\\{{1,4}}{itself}|(?i:{spelt}))"
 
 
 def _is_asked(settings: Server, model: object) -> bool:

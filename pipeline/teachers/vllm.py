@@ -7,7 +7,8 @@ existing), or a hub repository that lies in the local Hugging Face cache or whos
 for it. The tokenizer's chat template is applied here, and ``assistant_prefix`` follows its generation prompt; a model without one, or
 ``chat: false``, gets the blocks' texts one after the other. A request that cannot be asked becomes a failure of its own and never reaches
 the engine: ``prompt_too_long`` (prompt and ``max_tokens`` exceed the context), ``special_token`` (the row spells one of the model's special
-tokens, and could forge a turn), ``refused`` (vLLM does not take it, though it took others). The engine always has more requests than it
+tokens, and could forge a turn; ``special_tokens: plain`` sends it as text instead), ``refused`` (vLLM does not take it, though it took
+others). The engine always has more requests than it
 computes at once. Where it dies it is started anew, and a request that it dies of is set apart as ``engine_died``.
 
 ``logprobs`` gives the mean log-probability of the answer's tokens, as the model has it: before temperature, ``top_p`` and structured
@@ -34,13 +35,13 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from pipeline import embedded
+from pipeline import control, embedded
 from pipeline.binding import InputPath
 from pipeline.files import InputError, RunError, canonical_json, plain, sha256, strict_json
 from pipeline.teachers import continuous, vllm_engine
 from pipeline.teachers.continuous import EngineDied
 from pipeline.teachers.contract import Answer, Common, Failure, Request, Sampling, Teacher, further, known, one_line
-from pipeline.teachers.vllm_prompts import encoder, specials, templated
+from pipeline.teachers.vllm_prompts import encoder, templated
 from pipeline.terms import UNKNOWN, OutputTerms, of_embedded, of_repository
 
 EMBEDDED: Final = "embedded"
@@ -123,6 +124,11 @@ class Vllm(Common):
         default=None,
         description="apply the tokenizer's chat template; left out: where it has one. false: the blocks' texts, one after the other",
     )
+    special_tokens: Literal["refuse", "plain"] = Field(
+        default="refuse",
+        exclude_if=lambda value: value == "refuse",  # so that keys are those of before there was a choice
+        description="a row that spells one of the model's control tokens: set it apart, or send what it spells as plain text",
+    )
     engine: dict[str, JsonValue] = Field(default={}, description="arguments of vllm.LLM")
     restarts: int = Field(
         default=3, ge=0, description="deaths of the engine in a row, at its start or without a request, that are borne"
@@ -158,6 +164,8 @@ def identity(settings: Vllm) -> dict[str, JsonValue]:
     found: dict[str, JsonValue] = {"backend": "vllm", "model": model, "engine": engine}
     if settings.chat is not None:
         found["chat"] = settings.chat
+    if settings.special_tokens != "refuse":
+        found["special_tokens"] = settings.special_tokens
     if settings.adapter is not None:
         _lora_rank(settings.adapter)
         found["adapter"] = {"files": _digests(sorted(settings.adapter.iterdir()))}
@@ -240,7 +248,8 @@ def counter(settings: Vllm) -> Callable[[Request], int] | None:
     tokenizer = _tokenizer(settings)
     if tokenizer is None:
         return None
-    encode = encoder(settings.chat, tokenizer, _context(settings, tokenizer))
+    plainly = settings.special_tokens == "plain"
+    encode = encoder(settings.chat, tokenizer, _context(settings, tokenizer), plain=plainly)
 
     def counted(request: Request) -> int:
         tokens = encode(request)
@@ -314,8 +323,10 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
                     f"teacher: vLLM did not start: {one_line(error)}; VLLM_LOGGING_LEVEL=INFO in the environment shows more"
                 ) from None
             tokenizer = llm.get_tokenizer()
-            encode = encoder(settings.chat, tokenizer, int(llm.llm_engine.model_config.max_model_len))
-            return vllm_engine.Engine(llm, processes, make_parameters, encode, specials(tokenizer), settings.adapter)
+            context = int(llm.llm_engine.model_config.max_model_len)
+            encode = encoder(settings.chat, tokenizer, context, plain=settings.special_tokens == "plain")
+            spelling = control.spelling(tokenizer)
+            return vllm_engine.Engine(llm, processes, make_parameters, encode, spelling, settings.adapter)
 
         def apart(deaths: int, error: str) -> Answer | Failure:
             return Failure("engine_died", {"deaths": deaths, "error": error})
