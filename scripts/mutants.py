@@ -40,6 +40,8 @@ BEGIN, END = "<!-- figures: written by scripts/mutants.py -->\n", "<!-- /figures
 COPIED = ("tests", "prompts", "data", "examples", "docs", "scripts", "stages.yaml", "README.md", "CHANGELOG.md")
 SEED = 0
 KILLED, TIMEOUT, UNTESTED = (1, 3), (-24, 24, 36, 152, 255), (5, 33)  # exit codes as mutmut keeps them
+# Files keep their times, or numba would compile everything anew each time.
+MUTMUT = "import shutil; shutil.copy = shutil.copy2; import mutmut.__main__ as mutmut"
 KEPT_APART = {"contextmanager", "property"}  # decorators that are put behind the function
 
 
@@ -105,14 +107,29 @@ GROUPS = {
         ),
         300,
     ),
-    "audit": Group(
-        ("pipeline/audit.py", "pipeline/audits/*.py"),
+    "audit": Group(  # what lies there, bytes, rows that come and go, the store, the way back
+        (
+            "pipeline/audit.py",
+            *(f"pipeline/audits/{name}.py" for name in "__init__ chain files laws places rows store".split()),
+        ),
+        (
+            "tests/test_audit.py",
+            *without("test_audit", "test_any_changed_byte_is_found_and_its_file_named"),  # 150 audits
+        ),
+        150,
+    ),
+    "audits": Group(  # what they say, and everything made again
+        tuple(
+            f"pipeline/audits/{name}.py"
+            for name in "answers checkpoint derivation exports figures inputs manifests outcomes revoked scan settings "
+            "signature sweeps terms verdicts".split()
+        ),
         (
             "tests/test_audit.py",
             "tests/test_audit_full.py",
-            *without("test_audit", "test_any_changed_byte_is_found_and_its_file_named"),  # 150 audits
+            *without("test_audit", "test_any_changed_byte_is_found_and_its_file_named"),
         ),
-        300,
+        150,
     ),
 }
 
@@ -147,7 +164,7 @@ def work(name: str, group: Group) -> None:
     waiting = [mutant for mutant in drawn if results[mutant] not in KILLED]
     print(f"mutants: {name}: {len(drawn)} of {len(results)} mutants, {len(waiting)} to run", flush=True)
     while waiting:
-        command = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", "1", *waiting]
+        command = [sys.executable, "-c", f"{MUTMUT}; mutmut.cli()", "run", "--max-children", "1", *waiting]
         surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         done = subprocess.run(command, cwd=folder, env=surroundings, check=False)
         results = read_results(folder)
@@ -171,9 +188,14 @@ def prepare(folder: Path, group: Group) -> None:
     modules = [path.relative_to(ROOT) for pattern in group.modules for path in sorted(ROOT.glob(pattern))]
     for path in sorted((ROOT / "pipeline").rglob("*")):
         relative = path.relative_to(ROOT)
-        if path.is_file() and "__pycache__" not in relative.parts:
-            content = path.read_bytes()
-            copied(folder / relative, undecorated(content.decode()).encode() if relative in modules else content)
+        if relative in modules:
+            copied(folder / relative, undecorated(path.read_text()).encode())
+        elif path.suffix in (".nbi", ".nbc"):  # what numba compiled
+            if not (folder / "mutants" / relative).exists():
+                copied(folder / "mutants" / relative, path.read_bytes())
+        elif path.is_file() and "__pycache__" not in relative.parts:
+            copied(folder / relative, path.read_bytes())
+            shutil.copystat(path, folder / relative)
     for name in COPIED:
         if (ROOT / name).is_dir():
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -222,7 +244,7 @@ def undecorated(code: str) -> str:
 
 def made(folder: Path) -> None:
     """Let mutmut write its mutants, which it does not do again for files that are as they were."""
-    code = "import mutmut.__main__ as mutmut; mutmut.copy_src_dir(); mutmut.copy_also_copy_files(); mutmut.create_mutants(1)"
+    code = f"{MUTMUT}; mutmut.copy_src_dir(); mutmut.copy_also_copy_files(); mutmut.create_mutants(1)"
     (folder / "mutants").mkdir(exist_ok=True)
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
