@@ -109,7 +109,7 @@ STAGES = {
             schema=judge.resolve, check=judge.check, identities=judge.identities, models=judge.models,
         ),
         Stage(
-            "quality", "filter", quality.quality, ("judge",), Example, Example, 4, "examples",
+            "quality", "filter", quality.quality, ("judge",), Example, Example, 5, "examples",
             "ordered list of filters", per_row=True, optional=True,
             check=lambda settings: quality.quality((), **settings), again=quality.known,
         ),
