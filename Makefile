@@ -1,6 +1,6 @@
 # Everything runs inside .venv, which `make setup` makes; the other targets set up by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test check torture docs format lock clean
+.PHONY: help setup browser demo test check coverage mutants torture docs format lock clean
 
 export PYTHON
 BIN := .venv/bin
@@ -26,6 +26,12 @@ check: setup browser   ## format, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(TEST)
+
+coverage: setup browser  ## the tests, and which lines and branches of pipeline/ they reach
+	@$(TEST) --cov --cov-report=term-missing
+
+mutants: setup  ## small changes of the code, one at a time: how many do the tests notice? (an hour or two)
+	@$(BIN)/python scripts/mutants.py
 
 torture: setup  ## every promise of docs/guarantees.md, tried to break as often as can be (hours)
 	@$(BIN)/python scripts/torture.py

@@ -16,13 +16,13 @@ from pipeline.config import load
 from pipeline.runner import run
 
 
-def build(data: Path, folder: Path, rows: int) -> Path:
-    """The settings file of the project in ``folder``, made and run where it is not there."""
+def project(data: Path, folder: Path, rows: int, *, eval_rows: int = EVAL_ROWS) -> Path:
+    """The settings file of the project in ``folder``, made where it is not there; nothing of it has run."""
     settings = folder / "stages.yaml"
     if not settings.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         held_out = Texts(data, "test", seed=1)
-        leaks = [held_out.row()[0] for _ in range(EVAL_ROWS)]
+        leaks = [held_out.row()[0] for _ in range(eval_rows)]
         with jsonlines.open(folder / "eval.jsonl", "w") as file:
             file.write_all({"id": f"e{place}", "text": text, "choices": ["a", "b"]} for place, text in enumerate(leaks))
         with (
@@ -33,6 +33,12 @@ def build(data: Path, folder: Path, rows: int) -> Path:
                 inputs.write({"id": row.prompt, "text": row.input, "choices": row.choices})
                 completions.write({"id": row.prompt, "completion": row.text})
         settings.write_text(SETTINGS)
+    return settings
+
+
+def build(data: Path, folder: Path, rows: int) -> Path:
+    """As ``project``, and it has run."""
+    settings = project(data, folder, rows)
     run(load(settings))
     return settings
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline import prompts, teachers
-from pipeline.binding import InputPath, Problem, bind, check, located, suggestion
+from pipeline.binding import Call, InputPath, Problem, bind, check, located, suggestion
 from pipeline.cluster import Cluster
 from pipeline.files import InputError, plain, regular
 from pipeline.processes import Engine
@@ -173,22 +173,32 @@ def verify(config: Config, *, thorough: bool = False) -> None:
     ``thorough`` also looks at what takes a while. Raises InputError with the setting's line.
     """
     try:
-        paths: dict[tuple[str, ...], Path | str | None] = {
+        named: dict[tuple[str, ...], Path | str | None] = {
             ("task", "inputs"): config.task.inputs,
             ("task", "prompt"): config.task.prompt,
         }
-        paths |= {("eval_sets", name, "path"): eval_set.path for name, eval_set in config.eval_sets.items()}
-        for where, path in paths.items():
+        named |= {("eval_sets", name, "path"): eval_set.path for name, eval_set in config.eval_sets.items()}
+        for setting, path in named.items():
             if path is None or str(path).startswith(HUB):
                 continue
             try:
-                if where[-1] != "prompt":
+                if setting[-1] != "prompt":
                     files(Path(path))
                 elif not Path(path).is_file():
                     raise InputError(f"{path}: no such file; check the path")
             except InputError as error:
-                raise Problem(where, str(error)) from None
+                raise Problem(setting, str(error)) from None
         for name, settings in config.stages.items():
+            for place, file in _paths(settings, ("stages", name)):
+                # a teacher that is written down alone is a list of one all the same
+                where: tuple[str | int, ...] = tuple(
+                    step for end, step in enumerate(place, 1) if isinstance(step, str) or place[:end] in config.places
+                )
+                if file.exists() and not file.is_file() and not file.is_dir():
+                    raise Problem(where, f"{file}: not a regular file; name a file, not a pipe or a device")
+                if where[-1] == "completions" and not file.is_file():
+                    problem = "a directory; name the file in it" if file.is_dir() else "no such file; check the path"
+                    raise Problem(where, f"{file}: {problem}")
             with _placed():
                 STAGES[name].check(settings)
                 if thorough:
@@ -196,6 +206,23 @@ def verify(config: Config, *, thorough: bool = False) -> None:
         _hide_true_labels(config)
     except Problem as problem:
         raise located(problem, "", str(config.file), config.places) from None
+
+
+def _paths(value: Any, where: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Path]]:
+    """The input files that stand in a setting, each with its place."""
+    if isinstance(value, Path):
+        yield where, value
+    elif isinstance(value, BaseModel):
+        for name, info in type(value).model_fields.items():
+            yield from _paths(getattr(value, name), (*where, info.alias or name))
+    elif isinstance(value, Call):
+        yield from _paths(value.settings, (*where, value.name))
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _paths(item, (*where, name))
+    elif isinstance(value, list | tuple):
+        for position, item in enumerate(value):
+            yield from _paths(item, (*where, position))
 
 
 def permit(config: Config, running: Iterable[str]) -> None:

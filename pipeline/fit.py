@@ -22,6 +22,7 @@ from pipeline.files import (
     RunError,
     atomic,
     canonical_json,
+    naming,
     plain,
     read_jsonl,
     strict_json,
@@ -332,12 +333,15 @@ def _write_best(trainer: Any, work: Path) -> None:
     """The weights that are trained, as they are now."""
     from safetensors.torch import save_file
 
+    from pipeline.trainer import written_in
+
     weights = _weights(trainer)
     if weights is None:
         return
     temporary = work / f".{BEST}.tmp"
-    save_file(weights, temporary)
-    temporary.replace(work / BEST)
+    with written_in(work):
+        save_file(weights, temporary)
+        temporary.replace(work / BEST)
 
 
 def _weights(trainer: Any) -> dict[str, Any] | None:
@@ -375,14 +379,17 @@ def _trained(trainer: Any, best: Path | None) -> Any:
 
 def _keep(model: Any, target: Path, citation: Mapping[str, JsonValue], save: Callable[[Any, Path], None]) -> None:
     """Save a checkpoint, with what it was trained on, in one move: under a temporary name, synced, then renamed."""
+    from pipeline.trainer import written_in
+
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save(model, temporary)
+    with written_in(target):
+        save(model, temporary)
     write_json(temporary / CITATION, dict(citation))
     for path in temporary.iterdir():
         path.chmod(0o644)  # safetensors writes 0600, which would lock out others who read the run
-        with path.open("rb") as file:
+        with naming(path), path.open("rb") as file:
             os.fsync(file.fileno())
     temporary.rename(target)
     sync_folder(target.parent)

@@ -693,9 +693,21 @@ def _asked(head: re.Match[bytes]) -> tuple[bytes, int, bool]:
 
 def _stored(head: re.Match[bytes], place: str) -> Stored:
     try:
-        return Stored.model_validate_json(head.string)
-    except ValidationError as error:
-        problem = plain(error.errors(include_url=False)[0]["msg"])
+        found = Stored.model_validate_json(head.string)
+        if b"NaN" in head.string or b"Infinity" in head.string:  # pydantic takes them for numbers
+            canonical_json(found.sampling)
+    except ValueError as error:
+        problem = plain(
+            error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else f"sampling: {error}"
+        )
         raise RunError(
             f"{place}: not a record of the response store ({problem}); was it written by another version?"
         ) from None
+    family, max_tokens, ended = _asked(head)
+    told = (found.key, found.family, found.max_tokens, found.finish_reason == ENDED.decode())
+    if told != (head[1].decode(), family.hex(), max_tokens, ended):
+        # a field that stands there twice: the index goes by the first, this by the last
+        raise RunError(
+            f"{place}: the record tells of two requests; restore the file, or delete this line and it is asked for again"
+        )
+    return found

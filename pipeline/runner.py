@@ -184,8 +184,11 @@ def _execute(config: Config, stage: Stage, asked: Ask, crew: Crew, *, in_force: 
         finished.unlink(missing_ok=True)
         shutil.rmtree(folder)
     make_folder(folder)
-    for left in folder.rglob(".*.tmp"):  # by a process that was killed
-        left.unlink()
+    for left in [*folder.rglob(".*.tmp")]:  # by a process that was killed
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)  # it may have lain in such a folder
     began = time.time()
     settings = config.stages[stage.name]
     inputs = {name: config.run / name / parent.key for name, parent in asked.parents.items()}

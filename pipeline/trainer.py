@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
 from pipeline.encoding import Example
-from pipeline.files import RunError
+from pipeline.files import InputError, RunError, naming, plain
 from pipeline.generate import greedy
 from pipeline.losses.step_by_step import step_by_step
 from pipeline.packing import closest, pack
@@ -292,6 +293,10 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
         """Tokens that were read before this start of the training."""
         return int(self._initial_num_input_tokens_seen)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with written_in(Path(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: a checkpoint here is only there to go on from."""
 
@@ -364,6 +369,21 @@ class EncoderDecoderTrainer(_StepByStep, Seq2SeqTrainer):
     def _collate(self, items: Sequence[Mapping[str, Any]]) -> Batch:
         start = self.model.config.decoder_start_token_id
         return collate_pairs(items, self.layout, self.layout.padding if start is None else start)
+
+
+@contextmanager
+def written_in(folder: Path) -> Iterator[None]:
+    """What torch, safetensors and tokenizers raise where a file cannot be written, each in its own way, as an error that names it."""
+    try:
+        with naming(folder):
+            yield
+    except (OSError, InputError, RunError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - tokenizers raises nothing narrower
+        problem = plain(" ".join(str(error).split()), 160)
+        raise RunError(
+            f"{folder}: cannot be written ({problem}); check the path, its rights and the space there"
+        ) from None
 
 
 def packs(model: Any) -> bool:

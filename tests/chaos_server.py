@@ -1,11 +1,13 @@
 """A server of the chat completions protocol that misbehaves, the same way for the same seed: what a teacher's backend must survive.
 
     python -m tests.chaos_server --misbehaviour drip --seed 3 --port 8001
+    python -m tests.chaos_server --misbehaviour each --share 0.01
     python -m tests.chaos_server --list
 
 Each try of each request is answered honestly or, with the probability ``--share``, by the misbehaviour; which one it is depends on the
-seed, the prompt, the request's seed and the number of the try alone. Prompts that hold ``HONEST`` are always answered honestly.
-``given`` holds the texts that were honestly given for each prompt and seed: an answer with another text was not this server's.
+seed, the prompt, the request's seed and the number of the try alone. With ``each`` every one of them has that probability. Prompts that
+hold ``HONEST`` are always answered honestly. ``given`` holds the digests of the texts that were honestly given for each prompt and seed:
+an answer with another text was not this server's.
 """
 
 import argparse
@@ -24,6 +26,8 @@ from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from functools import cache
 from typing import Any, Final
+
+from pipeline.files import line_digest
 
 HONEST: Final = "answer this one"
 MiB: Final = 2**20
@@ -59,7 +63,7 @@ class Call:
             text = f"said of {self.prompt} with {self.seed} at try {self.attempt}"
         if given:
             with self.chaos.lock:
-                self.chaos.given.setdefault((self.prompt, self.seed), set()).add(text)
+                self.chaos.given.setdefault((self.prompt, self.seed), set()).add(line_digest(text.encode()))
         words = text.split(" ")[:50]
         tokens = [{"token": f" {word}" if place else word, "logprob": -0.5} for place, word in enumerate(words)]
         return {
@@ -380,14 +384,19 @@ MISBEHAVIOURS: Final[dict[str, Callable[[Call], None]]] = {
 }
 
 
+EACH: Final = "each"
+"""In place of a misbehaviour: any of them, ``mixed`` left out. A storm is then the one answer that says to slow down."""
+
+
 class Chaos:
-    """``requests`` counts the tries that came, ``misbehaved`` those that were answered badly."""
+    """``requests`` counts the tries that came, ``misbehaved`` those that were answered badly, ``met`` the same by misbehaviour."""
 
     def __init__(self, misbehaviour: str | None, seed: int, share: float) -> None:
         self.misbehaviour, self.seed, self.share = misbehaviour, seed, share
         self.given: dict[tuple[str, int], set[str]] = {}
         self.tries: Counter[tuple[str, int]] = Counter()
         self.requests = self.misbehaved = 0
+        self.met: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.closing = threading.Event()
         self.url = ""
@@ -403,6 +412,7 @@ class Chaos:
             return
         with self.lock:
             self.misbehaved += 1
+            self.met[badly.__name__] += 1
         badly(call)
 
     def judge(self, call: Call) -> Callable[[Call], None] | None:
@@ -412,9 +422,13 @@ class Chaos:
         if self.misbehaviour == "storm":  # nobody is spared: two of them, of 10 to 29 tries
             length = 10 + self.seed % 20
             return storm if call.number <= length or 40 <= call.number - length < 40 + length else None
-        if HONEST in call.prompt or call.random.random() >= self.share:
+        if HONEST in call.prompt:
             return None
-        return MISBEHAVIOURS[self.misbehaviour]
+        drawn = call.random.random()
+        if self.misbehaviour == EACH:
+            kinds = [*MISBEHAVIOURS.values()][:-1]
+            return kinds[int(drawn / self.share)] if drawn < self.share * len(kinds) else None
+        return MISBEHAVIOURS[self.misbehaviour] if drawn < self.share else None
 
 
 @contextmanager
@@ -458,9 +472,9 @@ def chaos_server(misbehaviour: str | None, seed: int = 0, *, share: float = 0.5,
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos_server", description=__doc__.splitlines()[0])
-    parser.add_argument("--misbehaviour", choices=sorted(MISBEHAVIOURS), default="mixed")
+    parser.add_argument("--misbehaviour", choices=[*sorted(MISBEHAVIOURS), EACH], default="mixed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--share", type=float, default=0.5, help="of the tries that are answered badly")
+    parser.add_argument("--share", type=float, default=0.5, help="of the tries that are answered badly; of each kind")
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument("--list", action="store_true", help="the names of all misbehaviours")
     options = parser.parse_args()

@@ -14,6 +14,7 @@ from tests.forked import Forked, forking
 settings.register_profile(
     "untimed", deadline=None
 )  # speed is measured by benchmarks; tests run on machines of any speed
+settings.register_profile("mutants", deadline=None, max_examples=20, derandomize=True, database=None)  # `make mutants`
 settings.load_profile("untimed")
 
 ROOT = Path(__file__).parents[1]

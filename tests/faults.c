@@ -1,8 +1,9 @@
 /* Faults in the system calls that change files, for tests: preloaded into Python, armed by tests/faults.py.
 
    Counts every call that changes something under one folder (open for writing or creating, write, truncate, fsync, rename, link, unlink,
-   mkdir, rmdir), and at call number N kills the process before the call, or lets the call fail with an errno, once or from then on. Every
-   call can be logged with its bytes, so that what a disk may hold after a power loss can be worked out (tests/power_loss.py).
+   mkdir, rmdir, chmod), and at call number N kills the process before the call, lets the call fail with an errno, once or from then on, or
+   takes a folder away before it. Every call can be logged with its bytes, so that what a disk may hold after a power loss can be worked
+   out (tests/power_loss.py).
 
    Limits: calls that libc makes inside itself (stdio's own writes) and those of programs without libc go unseen; Python makes all of its
    own through these. */
@@ -10,18 +11,20 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-static char under[4096];
+static char under[4096], taken[4096], taken_to[4096];
 static size_t under_length;
 static long at, seen;  /* answers are committed by a thread of their own */
 static int failing, lasting, log_to = -1;
@@ -32,6 +35,12 @@ void faults_arm(const char *folder, long nth, int error, int from_then_on, const
     under_length = strlen(under);
     at = nth, seen = 0, failing = error, lasting = from_then_on;
     log_to = *path ? (int)syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND, 0600) : -1;
+}
+
+/* At the call that faults_arm named: this folder goes there, or where that is an empty text, is removed; the call itself is made. */
+void faults_take(const char *folder, const char *to) {
+    snprintf(taken, sizeof taken, "%s", folder);
+    snprintf(taken_to, sizeof taken_to, "%s", to);
 }
 
 long faults_seen(void) { return seen; }
@@ -74,11 +83,23 @@ static void put(const void *data, size_t size) {
     }
 }
 
+static int removed(const char *path, const struct stat *there, int kind, struct FTW *place) {
+    (void)there, (void)place;
+    return (int)syscall(SYS_unlinkat, AT_FDCWD, path, kind == FTW_DP ? AT_REMOVEDIR : 0);
+}
+
+static void take(void) {
+    if (*taken_to) syscall(SYS_renameat, AT_FDCWD, taken, AT_FDCWD, taken_to);
+    else nftw(taken, removed, 16, FTW_DEPTH | FTW_PHYS);
+}
+
 /* One call to come. Returns the errno that it is to fail with, or 0. Log: "<call> <offset> <bytes> <path>\0<second path>\0<data>". */
 static int call(const char *name, const char *path, const char *second, int64_t offset, const void *data, size_t size) {
     if (!(inside(path) || (second && inside(second)))) return 0;
     long number = __atomic_add_fetch(&seen, 1, __ATOMIC_SEQ_CST);
-    if (at && (number == at || (lasting && number > at))) {
+    if (*taken) {
+        if (number == at) take();
+    } else if (at && (number == at || (lasting && number > at))) {
         if (!failing) {
             kill(getpid(), SIGKILL);
             for (;;) pause();
@@ -134,6 +155,60 @@ ssize_t write(int file, const void *data, size_t size) {
         FAIL(call("write", path, NULL, offset, data, size));
     }
     return real(file, data, size);
+}
+
+ssize_t writev(int file, const struct iovec *parts, int count) {
+    REAL(ssize_t, "writev", int, const struct iovec *, int);
+    char out[4096];
+    const char *path = path_of(file, out, sizeof out);
+    if (inside(path)) {
+        size_t size = 0, done = 0;
+        for (int part = 0; part < count; part++) size += parts[part].iov_len;
+        char *data = malloc(size ? size : 1);
+        for (int part = 0; part < count; done += parts[part++].iov_len) memcpy(data + done, parts[part].iov_base, parts[part].iov_len);
+        int64_t offset = (fcntl(file, F_GETFL) & O_APPEND) ? -1 : (int64_t)lseek(file, 0, SEEK_CUR);
+        int error = call("write", path, NULL, offset, data, size);
+        free(data);
+        FAIL(error);
+    }
+    return real(file, parts, count);
+}
+
+#define PWRITE(symbol) \
+    ssize_t symbol(int file, const void *data, size_t size, off_t offset) { \
+        REAL(ssize_t, #symbol, int, const void *, size_t, off_t); \
+        char out[4096]; \
+        FAIL(call("write", path_of(file, out, sizeof out), NULL, (int64_t)offset, data, size)); \
+        return real(file, data, size, offset); \
+    }
+PWRITE(pwrite) PWRITE(pwrite64)
+
+ssize_t sendfile(int to, int from, off_t *offset, size_t size) {
+    REAL(ssize_t, "sendfile", int, int, off_t *, size_t);
+    char out[4096];
+    FAIL(call("send", path_of(to, out, sizeof out), NULL, 0, NULL, 0)); /* tests/power_loss.py does not know its bytes */
+    return real(to, from, offset, size);
+}
+
+/* C++ streams, as torch writes checkpoints with, open by stdio and write by write and writev. */
+#define FOPEN(symbol) \
+    FILE *symbol(const char *name, const char *mode) { \
+        REAL(FILE *, #symbol, const char *, const char *); \
+        int flags = *mode == 'w' ? O_WRONLY | O_CREAT | O_TRUNC : *mode == 'a' ? O_WRONLY | O_CREAT : strchr(mode, '+') ? O_RDWR : O_RDONLY; \
+        int error = opening(AT_FDCWD, name, flags); \
+        if (error) { \
+            errno = error; \
+            return NULL; \
+        } \
+        return real(name, mode); \
+    }
+FOPEN(fopen) FOPEN(fopen64)
+
+int chmod(const char *name, mode_t mode) {
+    REAL(int, "chmod", const char *, mode_t);
+    char out[8192];
+    FAIL(call("chmod", whole(AT_FDCWD, name, out, sizeof out), NULL, 0, NULL, 0));
+    return real(name, mode);
 }
 
 #define ON_FILE(symbol, label) \

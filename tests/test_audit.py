@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import environment, outputs, responses, revocations, shift
+from pipeline import audits, environment, outputs, responses, revocations, shift
 from pipeline.audit import CHECKS, audit, auditing, found_by
-from pipeline.audits import manifests, revoked, scan
+from pipeline.audits import Finding, manifests, misplaced, revoked, scan
 from pipeline.audits.laws import positions
 from pipeline.audits.places import AT_TOP
 from pipeline.files import InputError, canonical_json, digest, line_digest
@@ -184,12 +184,35 @@ INTRUDERS: dict[str, tuple[str, Callable[[Path], object]]] = {
 }
 
 
+TOLD = {
+    "a hidden file in a result": "not in the manifest",
+    "a temporary file": "not in the manifest",
+    "an empty folder in a result": "a folder; not in the manifest",
+    "a link in a result": "a symbolic link; not in the manifest",
+    "a pipe in a result": "neither a file nor a folder; not in the manifest",
+    "run facts in a link": "a symbolic link; not in the manifest",
+    "run facts in a folder": "a folder; not in the manifest",
+    "a file beside the results": "not a result of dedup",
+    "a folder beside the results": "not a result of dedup",
+    "a folder that no run finished": "unfinished, and no process works on it; run again to finish it, or remove it",
+    "a link to a result": "not a folder; it was not opened",
+    "a file at the top": "nothing of this name belongs in a run folder",
+    "a hidden file at the top": "nothing of this name belongs in a run folder",
+    "a link at the top": "not a folder; it was not opened",
+    "a pipe at the top": "not a file; it was not opened",
+    "a file in the store": "not a file of the response store",
+    "a pipe in the store": "not a file",
+    "a hidden file in the store": "not a file of the response store",
+    "a file beside the teachers": "not a file of the response store",
+}
+
+
 @pytest.mark.parametrize("name", INTRUDERS)
 def test_what_has_no_business_there_is_named_and_not_opened(copy: Path, name: str) -> None:
     place, put = INTRUDERS[name]
     path = copy / place.format(dedup=in_force(copy, "dedup").relative_to(copy))
     put(path)
-    assert str(path.relative_to(copy)) in [found for found, _, _ in told(copy)]
+    assert (str(path.relative_to(copy)), None, TOLD[name]) in told(copy)
 
 
 @pytest.mark.parametrize("put", [linked, piped], ids=["linked", "piped"])
@@ -234,6 +257,68 @@ def test_every_name_at_the_top_is_what_the_table_says(copy: Path) -> None:
 def test_a_current_that_names_nothing_is_found(copy: Path, text: str, problem: str) -> None:
     (copy / "quality/current").write_text(text)
     assert ("quality/current", problem) in [(path, found[: len(problem)]) for path, _, found in told(copy)]
+
+
+def test_a_finding_is_one_line() -> None:
+    assert str(Finding(Path("a/b"), "gone")) == "a/b: gone"
+    assert str(Finding(Path("a\nb"), "gone", 7, "files")) == "a\\x0ab:7: gone"
+    assert len(str(Finding(Path("x" * 2000), "gone"))) == 1000 + len(": gone")
+
+
+def test_kinds_of_paths_are_told_without_opening_any(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "dangling").symlink_to("nosuch")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    cases = {
+        "file": ("file", None),
+        "nosuch": (None, None),
+        "a\0b": (None, None),
+        "file/below": (None, None),
+        "folder": ("folder", "a folder where a file was written"),
+        "link": ("link", "a symbolic link where a file was written"),
+        "dangling": ("link", "a symbolic link where a file was written"),
+        "pipe": ("other", "neither a file nor a folder; it was not opened"),
+    }
+    assert {name: (audits.kind(tmp_path / name), misplaced(tmp_path / name)) for name in cases} == cases
+
+
+def test_what_names_the_result_in_force_is_looked_at_closely(copy: Path) -> None:
+    path = copy / "quality/current"
+    key = path.read_text().strip()
+    place = "quality/current"
+    for text, shown in [
+        (key.upper(), key.upper()),
+        (f"{key}0", f"{key}0"),
+        (f"{key}\n\n", f"{key}\\x0a"),
+        (f"{key}\n{' ' * 968}", ""),
+        ("x" * 90, "x" * 79 + "…"),
+    ]:
+        path.write_text(text)
+        assert (place, None, f"names no finished result: {shown}") in told(copy)
+    path.write_text(key)  # without a newline it is as good
+    assert told(copy) == []
+    path.unlink()
+    missing = "missing, though there are results; restore the file, or run again"
+    assert (place, None, missing) in told(copy)
+    facts = in_force(copy, "decontaminate").parents[1] / "quality" / key / "run.json"
+    facts.write_text(json.dumps({"aside": True}))
+    assert (place, None, missing) not in told(copy)
+    for content in (json.dumps({"aside": True}) + " " * 1000, '{"aside": 1}', "[]", "{"):
+        facts.write_text(content)
+        assert (place, None, missing) in told(copy)
+
+
+def test_a_manifest_that_cannot_be_one_is_not_read(copy: Path) -> None:
+    path = in_force(copy, "quality") / outputs.MANIFEST
+    place = str(path.relative_to(copy))
+    with path.open("r+b") as file:
+        file.truncate((256 << 20) + 1)  # takes no room on the disk
+    assert (place, None, "larger than any manifest; the manifest cannot be used") in told(copy)
+    path.unlink()
+    path.mkdir()
+    assert (place, None, "a folder where a file was written") in told(copy)
 
 
 def edited(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
@@ -496,8 +581,9 @@ def test_a_record_of_another_request_or_teacher_is_found(copy: Path) -> None:
             if place.startswith("responses/segment")
         ]
         assert (line, problem) in found
+    key = json.loads(lines[0])["key"][:16]
     for content, problem in [
-        (whole + lines[0] + b"\n", "its key"),
+        (whole + lines[0] + b"\n", f"its key ({key}..) stands in the store twice"),
         (b"\n".join(lines[1:]) + b"\n", "1 answers that rows of sample name are not there"),
         (whole[:-9], "cut short"),
         (b"", "29 answers"),

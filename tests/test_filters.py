@@ -395,8 +395,6 @@ def test_right_steps_pass_and_a_changed_result_never_does(
         f"{written} = {currency}{decimal(result, places)}" for result in (value, value + Fraction(change, 10**places))
     )
     assert wrong_step(example(rationale=frame.format(right))) is None
-    if value + Fraction(change, 10**places) == -value:
-        return  # a minus behind "=" may be a dash, so it is not held against a step
     assert wrong_step(example(rationale=frame.format(changed))) is not None
     other = data.draw(st.sampled_from(["2 + 2 = 4", "9 / 2 = 4.5", "10 - 3 = 7"]))
     assert wrong_step(example(rationale=f"{other}. {frame.format(changed)}")) is not None

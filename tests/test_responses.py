@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -410,7 +411,7 @@ def test_it_can_be_asked_while_another_thread_appends(tmp_path: Path) -> None:
     with open_store(tmp_path) as store, ThreadPoolExecutor(1) as writer:
         writing = writer.submit(lambda: [store.append(chunk) for chunk in chunks])
         while not writing.done():
-            found = [got(store, chunk[-1]) for chunk in chunks]
+            found = [store.get(chunk[-1].family, 20) for chunk in chunks]
             committed = len([one for one in found if one is not None])
             assert found == [chunk[-1] for chunk in chunks[:committed]] + [None] * (len(chunks) - committed)
         writing.result()
@@ -495,19 +496,23 @@ def test_what_is_compacted_is_synced_before_it_counts(tmp_path: Path, monkeypatc
     folder = tmp_path / "store"
     merged(folder, monkeypatch)
     synced: list[tuple[int, int, int]] = []  # inode, size, and the first segment that counted then
+    bounds: list[int | None] = []  # from which segment on none counted then
     fsync = os.fsync
 
     def noted(handle: int) -> None:
         fsync(handle)
         live = folder / "segments.json"
         first = json.loads(live.read_text())["first"] if live.exists() else 0
+        bounds.append(json.loads(live.read_text())["until"] if live.exists() else None)
         synced.append((os.fstat(handle).st_ino, os.fstat(handle).st_size, first))
 
     monkeypatch.setattr(os, "fsync", noted)
+    before = len(responses.segments(folder))
     compact(folder)
     names = [folder, *responses.segments(folder)]
     wanted = {(path.stat().st_ino, path.stat().st_size, 0) for path in names[1:]}
     assert wanted <= set(synced)
+    assert {bounds[synced.index(one)] for one in wanted} == {before}
     last = max(synced.index(one) for one in wanted)
     assert (folder.stat().st_ino, 0) in [(inode, first) for inode, _, first in synced[last:]]
 
@@ -660,3 +665,256 @@ def test_a_reader_is_told_where_the_store_was_compacted_under_it(
         list(reading)
     with pytest.raises(RunError, match="the store was compacted while it was read; run the command again"):
         answered.get(records[0].family, 20)
+
+
+def test_keys_stay_what_they_are() -> None:
+    """Another way of naming would ask, and pay, for every answer again."""
+    one = record(0)
+    assert (one.family, one.key) == ("9efadf11a1588e74a60dae895829ad03", "33ddd5dfc56c79c78dd87c71b957249f")
+    about = {"identity": one.identity, "prompt": "p0", "seed": 0, "sample": 0}
+    assert responses.encoded_family_key(sampling='{"top_p":1.0}', **about) == one.family  # type: ignore[arg-type]
+
+
+def test_a_line_holds_a_record_and_its_check(tmp_path: Path) -> None:
+    line = responses.encoded(record(0))
+    assert fill(tmp_path, [[record(0)]]).read_bytes() == line
+    assert responses.record(line, "x:1") == record(0)
+    with pytest.raises(RunError) as caught:
+        responses.record(line.replace(b"yes", b"yet"), "x:1")
+    advice = "restore the file, or delete this line and it is asked for again"
+    assert str(caught.value) == f"x:1: the record is damaged; {advice}"
+
+
+def test_a_record_with_a_right_check_and_other_fields_is_named(tmp_path: Path) -> None:
+    body = record(0).model_dump_json().replace('"seed":0', '"seed":"none"').encode()
+    line = body[:-1] + b',"check":"' + responses.line_digest(body).encode() + b'"}\n'
+    segment = tmp_path / "segment-00000.jsonl"
+    segment.write_bytes(line)
+    problem = (
+        r"not a record of the response store \(Input should be a valid integer.*\); was it written by another version\?"
+    )
+    for reading in (
+        lambda: responses.record(line, f"{segment}:1"),
+        lambda: list(read_store(tmp_path)),
+        lambda: compact(tmp_path, teachers=["test"]),
+    ):
+        with pytest.raises(RunError, match=f"^{segment}:1: {problem}$"):
+            reading()
+    with pytest.raises(RunError, match=rf"^{segment} \(byte 0\): {problem}$"):
+        Answered(tmp_path).get(record(0).family, 20)
+    (found,) = verify(tmp_path)
+    assert found.startswith(f"{segment}:1: not a record of the response store (")
+
+
+def test_a_record_that_changes_under_an_open_store_is_not_given(tmp_path: Path) -> None:
+    segment = fill(tmp_path, [[record(0), record(1)]])
+    answered = Answered(tmp_path)
+    first = len(responses.encoded(record(0)))
+    segment.write_bytes(segment.read_bytes()[:first] + responses.encoded(record(1)).replace(b"yes", b"yet"))
+    assert got(answered, record(0)) == record(0)
+    with pytest.raises(RunError) as caught:
+        answered.get(record(1).family, 20)
+    problem = f"the record at byte {first} was changed while the store was open; run `stepdistill audit`"
+    assert str(caught.value) == f"{segment}: {problem}"
+
+
+def handles(folder: Path) -> int:
+    """How many files in the folder are open."""
+    opened = (os.path.realpath(path) for path in Path("/proc/self/fd").iterdir())
+    return sum(path.startswith(str(folder)) for path in opened)
+
+
+def test_closing_leaves_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "SEGMENT_BYTES", 1000)
+    records = [record(number) for number in range(8)]
+    with open_store(tmp_path) as store:
+        for one in records:
+            store.append([one])
+        assert [got(store, one) for one in records] == records
+        assert handles(tmp_path) > 3
+    assert handles(tmp_path) == 0
+    answered = Answered(tmp_path)
+    assert [got(answered, one) for one in records] == records
+    answered.close()
+    assert handles(tmp_path) == 0
+
+
+def test_a_segment_is_full_at_its_limit_whoever_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(responses.encoded(record(0)))
+    records = [record(number) for number in range(5)]
+    for limit, sizes in ((2 * size, [2, 2, 1]), (2 * size + 1, [3, 2])):
+        monkeypatch.setattr(responses, "SEGMENT_BYTES", limit)
+        for at_once in (True, False):
+            folder = tmp_path / f"{limit}-{at_once}"
+            for commit in [[[one] for one in records]] if at_once else [[[one]] for one in records]:
+                fill(folder, commit)
+            assert [path.stat().st_size // size for path in responses.segments(folder)] == sizes
+            assert [found for _, _, found in read_store(folder)] == records
+
+
+def compacted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The segments of a store that was compacted, so that segments.json says which they are."""
+    merged(folder, monkeypatch)
+    compact(folder)
+    live = json.loads((folder / "segments.json").read_bytes())
+    paths = responses.segments(folder)
+    names = [f"segment-{number:05d}.jsonl" for number in range(live["first"], live["first"] + len(live["sizes"]))]
+    assert [path.name for path in paths] == names
+    assert live == {
+        "first": live["first"], "until": None, "sizes": [path.stat().st_size for path in paths],
+    }  # fmt: skip
+    assert live["first"] > 0
+    assert len(paths) > 2
+    return paths
+
+
+def test_segments_that_should_be_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert responses.absent(tmp_path / "nosuch") == []
+    assert not responses.shorter(tmp_path / "nosuch")
+    paths = compacted(tmp_path / "store", monkeypatch)
+    folder = tmp_path / "store"
+    assert responses.absent(folder) == []
+    assert not responses.shorter(folder)
+    assert list(responses.missing(folder)) == []
+    for gone in (paths[0], paths[1], paths[-1]):
+        content = gone.read_bytes()
+        gone.write_bytes(content[:-1])
+        assert responses.shorter(folder)
+        sizes = f"has {len(content) - 1} bytes, had {len(content)} when the store was compacted"
+        assert list(responses.missing(folder)) == [f"{gone}: {sizes}; restore the file"]
+        gone.unlink()
+        assert responses.absent(folder) == [gone]
+        assert responses.shorter(folder)
+        problems = list(responses.missing(folder))
+        assert problems[0] == f"{gone}: missing, though segments.json names it; restore the file"
+        after = next((path for path in paths if path.name > gone.name), None)
+        assert problems[1:] == ([] if after is None else [f"{gone}: missing, though {after.name} is there"])
+        gone.write_bytes(content)
+    with open_store(folder) as store:
+        for number in range(30, 50):
+            store.append([record(number)])
+    new = [path for path in responses.segments(folder) if path not in paths]
+    assert len(new) > 2
+    new[0].unlink()  # of which segments.json knows nothing
+    assert (responses.absent(folder), responses.shorter(folder)) == ([new[0]], False)
+    assert list(responses.missing(folder)) == [f"{new[0]}: missing, though {new[1].name} is there"]
+
+
+def test_what_lies_there_can_be_made_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "store"
+    paths = compacted(folder, monkeypatch)
+    paths[0].unlink()
+    responses.settle(folder)
+    live = json.loads((folder / "segments.json").read_bytes())
+    number = int(paths[1].stem[-5:])
+    assert live == {"first": number, "until": None, "sizes": [path.stat().st_size for path in paths[1:]]}
+    assert list(responses.missing(folder)) == []
+    for path in paths[1:]:
+        path.unlink()
+    responses.settle(folder)
+    assert json.loads((folder / "segments.json").read_bytes()) == {"first": 0, "until": None, "sizes": []}
+    assert (folder / "segments.json").read_bytes().endswith(b"}\n")
+
+
+def test_what_an_interrupted_compaction_left_is_cleared_by_the_next_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "store"
+    paths = compacted(folder, monkeypatch)
+    kept = {path.name: path.read_bytes() for path in paths}
+    live = json.loads((folder / "segments.json").read_bytes())
+    behind = int(paths[-1].stem[-5:]) + 1
+    (folder / "segments.json").write_text(json.dumps({**live, "until": behind}))
+    for name in (f"segment-{behind:05d}.jsonl", "segment-00000.jsonl", ".segments.json.77.tmp"):
+        (folder / name).write_bytes(b"half")
+    assert [path.name for path in responses.segments(folder)] == list(kept)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    with open_store(folder):
+        assert {path.name: path.read_bytes() for path in folder.glob("*segment-*")} == kept
+        assert not list(folder.glob("*.tmp"))
+        assert json.loads((folder / "segments.json").read_bytes()) == live
+    assert folder.stat().st_ino in synced
+
+
+def test_large_stores_are_read_with_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[object, ...]] = []
+    moved: list[int] = []
+
+    @contextmanager
+    def noted(*about: object):
+        told.append(about)
+        yield lambda amount=1, note="": moved.append(amount)
+
+    monkeypatch.setattr(responses, "bar", noted)
+    records = [record(number, "x" * 900_000) for number in range(4)] + [record(9)]
+    segment = fill(tmp_path, [records])
+    size = segment.stat().st_size
+    for limit, bars in ((size + 1, 0), (size, 1)):
+        monkeypatch.setattr(responses, "BAR_BYTES", limit)
+        assert len(Answered(tmp_path)) == 5
+        assert told == [("reading the response store", 3, "MiB")] * bars
+    assert moved == [1, 1, 1]
+    assert (list(verify(tmp_path)), moved) == ([], [1] * 6)
+    compact(tmp_path)  # read by the writer, and to choose
+    assert (len(told), moved) == (4, [1] * 12)
+    fill(tmp_path, [[record(10, teacher="other")]])
+    compact(tmp_path, teachers=["test"])  # and to write the others anew
+    assert (len(told), moved) == (8, [1] * 24)
+
+
+def test_compacting_says_what_it_did_and_without_a_store_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert compact(tmp_path / "nosuch", teachers=["one"]) == responses.Compacted(0, 0, 0, 0, 0)
+    folder = tmp_path / "store"
+    merged(folder, monkeypatch)
+    before = sum(path.stat().st_size for path in folder.glob("segment-*"))
+    done = compact(folder, teachers=["one", "two"])
+    after = sum(path.stat().st_size for path in folder.glob("segment-*"))
+    assert done == responses.Compacted(14, 14, 0, before, after)
+    assert compact(folder) == responses.Compacted(14, 0, 0, after, after)
+    with pytest.raises(InputError) as caught:
+        compact(folder, teachers=["no\nbody"])
+    assert str(caught.value) == f"{folder}: no\\x0abody: no record is of this teacher; there are one, two"
+    fill(tmp_path / "empty", [])
+    with pytest.raises(InputError, match="one: no record is of this teacher; there are none$"):
+        compact(tmp_path / "empty", teachers=["one"])
+
+
+def test_a_store_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "responses"
+    with pytest.raises(RunError) as caught, open_store(folder):
+        pass
+    assert str(caught.value) == f"{folder}: cannot be made (Not a directory)"
+
+
+def test_teachers_that_are_missing_or_misnamed_are_found(tmp_path: Path) -> None:
+    fill(tmp_path, [[record(0)]])
+    (teacher,) = (tmp_path / "teachers").glob("*.json")
+    content = teacher.read_bytes()
+    assert content == b'{"backend":"replay","name":"test"}\n'
+    changed = "does not fit its name; it was changed after it was written"
+    for other in (content[:-1], b"{}\n", b"\xff", content.replace(b":", b": ", 1)):
+        teacher.write_bytes(other)
+        assert list(verify(tmp_path)) == [f"{teacher}: {changed}"]
+    teacher.unlink()
+    assert list(verify(tmp_path)) == [f"{teacher}: missing, though records name it"]
+    forged = record(0).model_copy(update={"identity": "../x"})
+    (tmp_path / "segment-00000.jsonl").write_bytes(responses.encoded(forged))
+    (tmp_path / "x.json").touch()
+    problems = [problem for problem in verify(tmp_path) if ": missing" in problem]
+    assert problems == [f"{tmp_path}/teachers/../x.json: missing, though records name it"]
+
+
+def test_a_key_that_stands_there_twice_is_named_at_its_second_place(tmp_path: Path) -> None:
+    segment = fill(tmp_path, [[record(0), record(1)]])
+    segment.write_bytes(segment.read_bytes() + responses.encoded(record(0)))
+    assert list(verify(tmp_path)) == [f"{segment}:3: key {record(0).key} stands in the store twice"]
+    damaged = responses.encoded(record(5)).replace(b"yes", b"yet")
+    segment.write_bytes(damaged + responses.encoded(record(6)) + damaged)
+    assert [problem.split(": ")[0] for problem in verify(tmp_path)] == [f"{segment}:1", f"{segment}:3"]
+    wrong = record(2).model_copy(update={"max_tokens": 21})
+    segment.write_bytes(responses.encoded(wrong) + responses.encoded(record(1)))
+    assert list(verify(tmp_path)) == [f"{segment}:1: key: is not that of the request the record tells of"]

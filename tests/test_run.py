@@ -1,7 +1,11 @@
 """The runner: conservation, drops with evidence, skipping, resuming, plans."""
 
+import calendar
 import json
 import os
+import platform
+import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -11,12 +15,12 @@ from typing import Any
 import pytest
 
 import pipeline
-from pipeline import outputs, provenance, results
+from pipeline import environment, outputs, provenance, results, runner, shard
 from pipeline.audit import audit
 from pipeline.config import load
 from pipeline.files import InputError, RunError, held_alone
-from pipeline.records import Example, TrainingRow
-from pipeline.runner import LOCK, is_run_fact, run
+from pipeline.records import Counts, Example, TrainingRow
+from pipeline.runner import LOCK, aside, at_work, choose, counts_line, is_run_fact, reasons_line, run
 from pipeline.stages import STAGES as STAGES_TABLE
 
 STAGES = ["ingest", "sample", "parse", "dedup", "decontaminate", "quality", "shard"]
@@ -139,6 +143,19 @@ def test_what_an_interrupted_run_left_is_cleared(project: Path) -> None:
     assert len(list(outputs.read(left, Example))) == 27
 
 
+def test_what_an_interrupted_job_left_is_cleared_folders_too(project: Path) -> None:
+    """A job goes on in its folder, where a model is saved in a temporary folder."""
+    (sampled,) = [outcome for outcome in run(project) if outcome.stage == "sample"]
+    whole = tree(project.parent)
+    (sampled.folder / outputs.MANIFEST).unlink()
+    saving = sampled.folder / ".student.tmp"
+    saving.mkdir()
+    for name in ("model.safetensors", ".README.md.7.tmp"):
+        (saving / name).write_bytes(b"half")
+    run(project)
+    assert tree(project.parent) == whole
+
+
 def test_a_bad_row_stops_with_its_place_or_is_dropped(project: Path) -> None:
     path = project.parent / "inputs.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -255,3 +272,178 @@ def test_what_a_killed_process_was_writing_is_cleared_before_the_next_run(projec
     assert {finding.path for finding in audit(folder)} == {folder / name for name in (*places, "dedup/.mine.tmp")}
     assert not any(outcome.ran for outcome in run(project, until="dedup"))
     assert [finding.path for finding in audit(folder)] == [folder / "dedup/.mine.tmp"]  # nothing but names of its own
+
+
+def test_a_run_is_whole_and_its_manifests_say_what_was_asked_by_what_code(project: Path) -> None:
+    before = int(time.time())
+    outcomes = run(project)
+    config = load(project)
+    assert list(audit(config.run, full=True)) == []
+    for outcome in outcomes:
+        manifest = outcome.manifest
+        asked = provenance.ask(config, outcome.stage)
+        assert asked is not None
+        assert (manifest.key, manifest.asked, manifest.settings) == (asked.key, asked.asked, asked.settings)
+        assert (manifest.parents, manifest.identities) == (asked.parents, asked.identities)
+        assert (manifest.code, manifest.environment) == (environment.code(), environment.environment())
+        assert outcome.folder == config.run / outcome.stage / asked.key == outputs.current(config.run, outcome.stage)
+        assert (outcome.ran, outcome.seconds > 0) == (True, True)
+        assert manifest.digest == outputs.manifest_digest(manifest)
+        facts = json.loads((outcome.folder / "run.json").read_bytes())
+        assert set(facts) == {"started", "seconds", "host", "cores"}
+        assert (facts["host"], facts["cores"]) == (platform.node(), os.cpu_count())
+        started = time.strptime(facts["started"], "%Y-%m-%dT%H:%M:%SZ")
+        assert before <= calendar.timegm(started) <= time.time()
+        assert 0 <= facts["seconds"] < 60
+        assert facts["seconds"] == round(facts["seconds"], 3)
+    by_stage = {outcome.stage: outcome for outcome in outcomes}
+    assert [(source.uri, source.rows) for source in by_stage["ingest"].manifest.sources] == [("inputs.jsonl", 29)]
+    assert by_stage["sample"].manifest.models["teacher recorded"]
+    assert [file.path for file in by_stage["quality"].manifest.outputs] == [
+        "part-00000.jsonl", "part-00000.xxh3", "dropped.jsonl", "dropped.xxh3", "counts.json",
+    ]  # fmt: skip
+    names = [file.path for file in by_stage["shard"].manifest.outputs]
+    assert [name for name in names if name.endswith(".jsonl")] == [
+        "train-00000.jsonl", "validation-00000.jsonl", "dropped.jsonl",
+    ]  # fmt: skip
+    assert names[-1] == shard.CARD
+    card = (by_stage["shard"].folder / shard.CARD).read_text()
+    assert by_stage["shard"].manifest.key in card
+    extra = by_stage["shard"].manifest.outputs[-1]
+    assert (extra.bytes, extra.rows) == (len(card.encode()), None)
+
+
+def test_what_is_done_is_said_line_by_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {outcome.stage: outcome.manifest.key[:8] for outcome in run(project, until="parse")}
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"ingest: running ({keys['ingest']})"
+    assert re.fullmatch(r"ingest: 29 rows in, 29 kept, 0 dropped in \d\.\d s", said[1])
+    assert re.fullmatch(r"parse: 29 responses in, 28 kept, 1 dropped \(unparsed 1\) in \d\.\d s", said[-1])
+    assert [line.partition(":")[0] for line in said] == ["ingest"] * 2 + ["sample"] * 3 + ["parse"] * 2
+    again = run(project, until="parse")
+    assert capsys.readouterr().err.splitlines() == [f"{stage}: unchanged ({key})" for stage, key in keys.items()]
+    assert {(outcome.ran, outcome.seconds) for outcome in again} == {(False, 0.0)}
+    assert [outcome.manifest.key[:8] for outcome in again] == list(keys.values())
+
+
+def test_counts_are_said_with_the_most_frequent_reason_first() -> None:
+    counts = Counts(
+        unit="examples", rows_in=4200, kept=2185, dropped=2015, rows_out=4370, reasons={"b": 3, "a": 2000, "c": 12}
+    )
+    assert reasons_line(counts) == "a 2,000, c 12, b 3"
+    assert counts_line(counts) == "4,200 examples in, 2,185 kept, 2,015 dropped (a 2,000, c 12, b 3)"
+    whole = counts.model_copy(update={"kept": 4200, "dropped": 0, "reasons": {}})
+    assert counts_line(whole) == "4,200 examples in, 4,200 kept, 0 dropped"
+
+
+def test_stages_are_chosen_in_their_order_with_both_ends(project: Path) -> None:
+    config = load(project)
+    assert choose(config, None, None, None) == STAGES
+    assert choose(config, ["shard", "parse"], None, None) == ["parse", "shard"]
+    assert choose(config, None, "parse", "dedup") == ["parse", "dedup"]
+    assert choose(config, iter(["ingest", "dedup", "shard"]), "parse", None) == ["dedup", "shard"]
+    assert choose(config, None, None, "sample") == ["ingest", "sample"]
+    with pytest.raises(InputError) as caught:
+        choose(config, None, None, "par\nse")
+    assert str(caught.value).startswith("par\\x0ase: unknown stage; the stages are ingest, sample, parse, dedup,")
+    with pytest.raises(InputError) as caught:
+        choose(config, None, "train", None)
+    problem = "stages.train: this stage is switched off; remove 'train: false' to run it"
+    assert str(caught.value) == f"{config.file}: {problem}"
+    with pytest.raises(InputError, match="stages.judge: this stage is switched off; write down its settings to run it"):
+        choose(config, ["judge"], None, None)
+
+
+def test_what_is_made_aside_is_whole_and_not_in_force(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(project)
+    folders = {stage: outputs.current(project.parent / "runs/small", stage) for stage in STAGES}
+    other = load(project, ["quality.filters=[label_in_set]"])
+    capsys.readouterr()
+    for made in (True, False):
+        with at_work(other) as crew:
+            outcomes = list(aside(other, crew))
+        assert [outcome.stage for outcome in outcomes if outcome.ran] == (["quality", "shard"] if made else [])
+        said = capsys.readouterr().err.splitlines()
+        assert [line.split(" (")[0] for line in said if "running" in line] == (
+            ["quality: running", "shard: running"] if made else []
+        )
+        assert not any("unchanged" in line for line in said)
+        assert {stage: outputs.current(other.run, stage) for stage in STAGES} == folders
+        for outcome in outcomes:
+            facts = json.loads((outcome.folder / "run.json").read_bytes())
+            assert facts.get("aside", False) == (outcome.stage in ("quality", "shard"))
+        assert outcomes[-1].manifest.parents["quality"].key == outcomes[-2].manifest.key
+        assert outcomes[-2].manifest.counts.kept == 25
+    assert list(audit(other.run)) == []
+    assert [outcome.stage for outcome in run(other) if outcome.ran] == []
+    assert outputs.current(other.run, "quality") == outcomes[-2].folder
+
+
+def test_a_stage_is_cut_into_files_of_so_many_rows(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "ROWS_PER_FILE", 10)
+    outcomes = {outcome.stage: outcome for outcome in run(project, overrides=["shard.rows_per_shard=20"])}
+    files = {
+        stage: [file.rows for file in outcome.manifest.outputs if file.path.startswith(("part", "train"))]
+        for stage, outcome in outcomes.items()
+    }
+    assert [rows for rows in files["ingest"] if rows is not None] == [10, 10, 9]
+    assert [rows for rows in files["dedup"] if rows is not None] == [10, 10, 7]
+    assert next(rows for rows in files["shard"] if rows is not None) == 20
+
+
+def test_every_source_file_counts_its_own_rows(project: Path) -> None:
+    lines = (project.parent / "inputs.jsonl").read_bytes().splitlines(keepends=True)
+    folder = project.parent / "folder"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(b"".join(lines[:10]))
+    (folder / "b.jsonl").write_bytes(b"".join(lines[10:]))
+    project.write_text(project.read_text().replace("inputs.jsonl", "folder"))
+    (outcome,) = run(project, ["ingest"])
+    assert [(Path(source.uri).name, source.rows) for source in outcome.manifest.sources] == [
+        ("a.jsonl", 10),
+        ("b.jsonl", 19),
+    ]
+
+
+def test_rows_that_went_away_since_their_manifest_stop_the_stage(project: Path) -> None:
+    run(project, until="dedup")
+    folder = outputs.current(project.parent / "runs/small", "dedup")
+    assert folder is not None
+    path = folder / "part-00000.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(RunError, match="dedup.*; .*run `stepdistill audit`"):
+        run(project, ["decontaminate"])
+    assert outputs.current(project.parent / "runs/small", "decontaminate") is None
+
+
+def test_what_filters_found_last_time_is_used_only_where_its_drops_are_as_they_were(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = STAGES_TABLE["quality"]
+    knew: list[bool] = []
+
+    def again(*given: Any) -> Any:
+        assert whole.again is not None
+        found = whole.again(*given)
+        knew.append(found is not None)
+        return found
+
+    monkeypatch.setitem(STAGES_TABLE, "quality", replace(whole, again=again))
+    run(project, until="quality")
+    assert knew == []  # there was no last time
+    other = ["quality.filters=[label_in_set, {min_words: 2}]"]
+    run(project, ["quality"], overrides=other)
+    assert knew == [True]
+    last = outputs.current(project.parent / "runs/small", "quality")
+    assert last is not None
+    (last / "dropped.jsonl").write_bytes(b"")
+    run(project, ["quality"], overrides=["quality.filters=[label_in_set, {min_words: 1}]"])
+    (last / "dropped.jsonl").unlink()
+    run(project, ["quality"], overrides=other)
+    run(project, ["quality"], overrides=other, force=True)
+    assert knew == [True]
+
+
+def test_run_facts_are_known_by_their_names() -> None:
+    assert [name for name in ("run.json", "run-speed.json", "run-.json", "rerun.json", "run-a.jsonl", "runs.json")
+            if is_run_fact(name)] == ["run.json", "run-speed.json", "run-.json"]  # fmt: skip

@@ -227,6 +227,11 @@ class _Side:
     def signs(self) -> set[str]:
         return set(self.tokens) & {"+", "-", "*", "/"}
 
+    @property
+    def computes(self) -> bool:
+        """Whether it has a sign that is not its number's own minus."""
+        return not {"+", "-", "*", "/"}.isdisjoint(self.tokens[1:])
+
     def closed(self) -> "_Side | None":
         """The side, where it can be recomputed, without a parenthesis opened before the step and a sign that belongs to the text."""
         opened = next((place for place, token in enumerate(self.tokens) if token != "("), 0)
@@ -400,13 +405,14 @@ def _agree(here: Fraction, there: Fraction, left: _Side, right: _Side, *, shares
     if here == there:
         return True
     number = right.numbers[0]
-    if left.signs and right.signs:
+    if left.computes and right.computes:
         first = label_forms.value(number.removesuffix("%"), "number")
-        if first is not None and abs(here - first) < _unit(number):  # "2 + 3 = 5 * 4 = 20"
+        negative = right.tokens[0] == "-"
+        if first is not None and abs(here - (-first if negative else first)) < _unit(number):  # "2 + 3 = 5 * 4 = 20"
             return True
         unit = max((_unit(one) for one in right.numbers if "." in one), default=Fraction(0))
         return abs(here - there) < unit
-    unit = _unit(number if not right.signs else left.numbers[0])
+    unit = _unit(left.numbers[0] if right.computes else number)
     return abs(here - there) < (unit / 100 if shares and number[-1] == "%" else unit)
 
 

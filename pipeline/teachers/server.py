@@ -43,7 +43,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, JsonValue
 
@@ -72,6 +72,7 @@ FEWEST_TO_STOP: Final = 4  # requests in a row that cannot be delivered, before 
 MORE_TO_STOP: Final = 64  # the same, once there were answers
 SHORTEST_STORM_PAUSE: Final = 0.01  # seconds
 VERSION: Final = re.compile(r"([-:@]([0-9]{3,}|[0-9]{4}-[0-9]{2}-[0-9]{2}|latest))?(\.gguf)?")  # after a model's name
+NAMED: Final = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos", "/": "sol", "+": "plus", "=": "equals"}
 SECRET_LENGTH: Final = 16  # shorter keys ("EMPTY") are no secrets, and occur in answers
 REFUSED_SAMPLING: Final = {
     "n": "set stages.sample.n",
@@ -442,7 +443,7 @@ class _Line:
 
         self.settings = settings
         self.url = f"{settings.base_url}/{'chat/completions' if settings.api == 'chat' else 'completions'}"
-        self.spellings = [] if key is None else _spellings(key)
+        self.hide = hidden(key)
         self.secret = key is not None and len(key) >= SECRET_LENGTH
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
         if key is not None:
@@ -486,12 +487,6 @@ class _Line:
         self.closed = True
         await self.cancel()
         await self.client.aclose()
-
-    def hide(self, text: str) -> str:
-        """The text without the key, however it is spelt there."""
-        for spelling in self.spellings:
-            text = text.replace(spelling, "[key]")
-        return text
 
     async def _ask(self, body: bytes, longest: int) -> bytes | Failure:
         import anyio
@@ -625,11 +620,24 @@ def _seconds(retry_after: str | None) -> float:
     return 0.0 if math.isnan(seconds) else max(seconds, 0.0)
 
 
-def _spellings(key: str) -> list[str]:
-    """The key as it can stand in a text."""
-    quoted = json.dumps(key)[1:-1]
-    found = {key, quoted, quoted.replace("/", "\\/"), quote(key), quote(key, safe="")}
-    return sorted(found, key=len, reverse=True)
+def hidden(key: str | None) -> Callable[[str], str]:
+    r"""What takes the key out of a text, each of its characters in any way that a server's JSON, addresses or pages may spell it.
+
+    ``+`` is also ``\u002B``, which .NET writes for it, ``%2b`` or ``&#43;``, and ``\\u002b`` where a text quotes another one.
+    """
+    if key is None:
+        return lambda text: text
+    gap = "\0{0,3}"  # what UTF-16 and UTF-32 have between characters
+    pattern = re.compile(gap.join(_spellings(character) for character in key))
+    return lambda text: pattern.sub("[key]", text)
+
+
+def _spellings(character: str) -> str:
+    """A pattern of them: as itself, escaped, or by its number or name. Repeats are bounded: an answer can be 16 MB of backslashes."""
+    code, number, itself = f"{ord(character):02x}", ord(character), re.escape(character)
+    name = f"|{NAMED[character]}" if character in NAMED else ""
+    spelt = rf"\\{{1,4}}u00{code}|%(?:25){{0,2}}{code}|&(?:#x0{{0,4}}{code}|#0{{0,4}}{number}{name});"
+    return rf"(?:{itself}|(?i:{spelt}))" if character.isalnum() else rf"(?:{itself}|\\{{1,4}}{itself}|(?i:{spelt}))"
 
 
 def _is_asked(settings: Server, model: object) -> bool:
