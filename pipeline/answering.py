@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 
 from pydantic import JsonValue
 
-from pipeline import embedded
+from pipeline import embedded, foreign
 from pipeline.files import InputError, RunError, digest, plain, private
 from pipeline.formats import Format
 from pipeline.generate import Answer, greedy
@@ -391,7 +391,8 @@ def _tokenizer(model: str, where: Mapping[str, Any]) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(where["model"], revision=where["revision"], trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"{plain(model)}: its tokenizer cannot be loaded ({one_line(error)})") from None
+        problem = foreign.told(error, where["model"]) or f"its tokenizer cannot be loaded ({one_line(error)})"
+        raise InputError(f"{plain(model)}: {problem}") from None
     if tokenizer.eos_token_id is None:
         raise InputError(f"{plain(model)}: its tokenizer has no end-of-sequence token; name a trained student")
     return tokenizer

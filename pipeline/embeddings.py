@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import foreign
 from pipeline.files import InputError, RunError, plain, sha256
 from pipeline.progress import bar
 
@@ -240,6 +241,9 @@ def _loaded(model: str, revision: str | None) -> "SentenceTransformer":
             str(folder), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True}
         )
     except (OSError, ValueError, KeyError, ImportError, AttributeError, SafetensorError) as error:
+        problem = foreign.told(error, folder) or foreign.weights(folder)
+        if problem is not None:
+            raise InputError(f"{plain(model)}: {problem}") from None
         raise InputError(
             f"{plain(model)}: cannot be loaded as an embedding model ({plain(str(error), 160)}); "
             "name a model of sentence-transformers with safetensors"

@@ -7,7 +7,8 @@
 
 The reason is the filter's name. Order matters only for which reason is counted where several hold. Filters that need several samples, a
 judge, true labels or a choice of yours are no part of the default list; drops by what stands elsewhere in the example hold that as well:
-the votes, the judgement, the true label.
+the votes, the judgement, the true label. Where a filter of private data or secrets is named, drops of the rows that it objects to hold
+none of their texts, whichever filter they were dropped by.
 
 Where an earlier result over the same rows lies on disk, a row is not judged again by filters whose settings are the same (``known``): a row
 that was kept passed all of them, one that was dropped passed those before the one that objected. The result is the same.
@@ -23,11 +24,12 @@ from pydantic import BaseModel, JsonValue
 
 from pipeline.binding import Call, Calls, From
 from pipeline.files import InputError
-from pipeline.filters import ASKED_FOR, FILTERS, lists, marked, substance
+from pipeline.filters import ASKED_FOR, FILTERS, SILENT, lists, marked, substance
 from pipeline.records import Drop, Example
 from pipeline.text import excerpt
 
 DEFAULT = tuple(Call(name, {}) for name in FILTERS if name not in ASKED_FOR)
+HELD_BACK: Final = "not shown, since the row also holds private data or a secret"
 _NEEDS: Final = {
     "min_judge_score": ("a judge", "add stages.judge"),
     "matches_gold": ("true labels", "set task.gold"),
@@ -97,27 +99,34 @@ def _verdicts(rows: Iterable[Example], filters: Sequence[Call], known: Known) ->
         for call in filters
     ]
     again = {reason: [checks[place] for place in places] for reason, places in known.again.items()}
+    silent = [check for check, call in checks if call.name in SILENT]
     for example in rows:
         for check, call in again[known.reasons.get(example.id)]:
             if check(example) is not None:
-                yield judge(example, call)
+                hold = call.name not in SILENT and any(other(example) is not None for other in silent)
+                yield judge(example, call, hold=hold)
                 break
         else:
             yield None
 
 
-def judge(example: Example, filter: Call) -> Drop | None:
-    """The verdict of one filter."""
+def judge(example: Example, filter: Call, *, hold: bool = False) -> Drop | None:
+    """The verdict of one filter. ``hold``: what the example says is private, and is held back from the evidence."""
     why = FILTERS[filter.name](example, **filter.settings)
     if why is None:
         return None
+    settings: JsonValue = {
+        name: _plain(value) for name, value in filter.settings.items() if not isinstance(value, BaseModel)
+    }
+    if filter.name in SILENT:
+        return Drop(id=example.id, reason=filter.name, evidence={"why": why, "settings": settings})
+    if hold:
+        return Drop(id=example.id, reason=filter.name, evidence={"why": HELD_BACK, "settings": settings})
     evidence: dict[str, JsonValue] = {
         "why": why,
         "label": example.label,
         "rationale": None if example.rationale is None else excerpt(example.rationale),
-        "settings": {
-            name: _plain(value) for name, value in filter.settings.items() if not isinstance(value, BaseModel)
-        },
+        "settings": settings,
     }
     if field := ASKED_FOR.get(filter.name):
         evidence[field] = msgspec.to_builtins(getattr(example, field))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
-from pipeline import embedded, terms
+from pipeline import embedded, foreign, terms
 from pipeline.cut import cut
 from pipeline.files import InputError, plain, sha256
 from pipeline.progress import say_line
@@ -109,7 +109,7 @@ def load(student: StudentSettings) -> "tuple[PreTrainedModel, PreTrainedTokenize
             source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **where
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise InputError(f"train.student: {name}: {_problem(error)}") from None
+        raise InputError(f"train.student: {name}: {foreign.told(error, source) or _problem(error)}") from None
     if told["missing_keys"]:
         lacking = sorted(told["missing_keys"])
         shown = plain(", ".join(lacking[:3]), 160) + (", .." if len(lacking) > 3 else "")
@@ -146,10 +146,8 @@ def _say_once(line: str) -> None:
 def _problem(error: Exception) -> str:
     """Why a student could not be loaded and what to do, in the words of this program where they are known."""
     said = str(error)
-    if isinstance(error, ValueError) and "trust_remote_code" in said:
-        return "it needs code of its own, which is never run; name a model that transformers knows by itself"
     if isinstance(error, OSError) and "model.safetensors" in said:
-        return "it has no weights in safetensors files, and others are not read: a .bin file can run code; convert them first"
+        return foreign.NO_SAFETENSORS
     return f"cannot be loaded ({plain(said, 160)}); name a causal or an encoder-decoder language model"
 
 

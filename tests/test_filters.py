@@ -179,6 +179,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("private_data", {"rationale": "The key is AKIAABCDEFGHIJKLMNOP."}, {}, "it holds a secret key, at characters 12 to 31"),
     ("private_data", {"rationale": f"The key is sk-{'task-management-system' * 2}"}, {}, None),
     ("private_data", {"rationale": f"Charge {CARD}."}, {"kinds": ["email"]}, None),
+    ("secrets", {"rationale": f"The key is {'gh' + 'p_' + 'a1' * 18}"}, {}, "a secret (GitHub Token), at characters 12 to 51"),
+    ("secrets", {"rationale": "The password is too long."}, {}, None),
     ("private_data", {"rationale": f"Charge {CARD}.", "input": f"Is {CARD} valid?"}, {}, None),
     ("private_data", {"rationale": f"Charge {CARD}.", "input": f"Is {CARD} valid?"}, {"given": True}, "payment card"),
     ("language", {"rationale": GERMAN}, {}, "it is in de, not in en, the language of the input: 'Der Text"),

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = """
-records files limits marks merkle environment progress cluster processes binding outputs text labels shift blocks tokens minhash overlap
+records files foreign limits marks merkle environment progress cluster processes binding outputs text labels shift blocks tokens
+minhash overlap
 embeddings
 embedded terms prompts control responses lineage revocations teachers
 differences bars
@@ -43,6 +44,8 @@ HEAVY = {
     "starlette",
     "uvicorn",
     "phonenumbers",
+    "detect_secrets",
+    "requests",
     "pycld2",
     "rich",
     "matplotlib",

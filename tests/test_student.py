@@ -119,7 +119,10 @@ def endless(folder: Path) -> None:
     ("spoil", "told"),
     [
         (no_safetensors, r"no weights in safetensors files, and others are not read"),
-        (own_code, r"needs code of its own, which is never run; name a model that transformers knows"),
+        (
+            own_code,
+            r"needs code of its own, which is never run \(auto_map in config\.json: modeling\.Model\), and no setting allows it",
+        ),
         (too_many_tokens, r"tokenizer has tokens beyond the model's 260"),
         (without_weights, r"3 of its weights are not in its files \(model\.layers\.1\.mlp\.down_proj\.weight, "),
         (other_shape, r"cannot be loaded \("),

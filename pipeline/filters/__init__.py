@@ -19,6 +19,7 @@ from typing import Final
 
 from pipeline.filters.answers import finish_reason, label_has_value, label_in_set, matches_gold
 from pipeline.filters.contradictions import last_value, other_conclusion, wrong_step
+from pipeline.filters.credentials import secrets
 from pipeline.filters.languages import language
 from pipeline.filters.leftovers import boilerplate, broken_text, chat_tokens, refusal, run_on
 from pipeline.filters.lengths import max_words, min_words, tokens
@@ -51,6 +52,7 @@ FILTERS: dict[str, Callable[..., str | None]] = {
         chat_tokens,
         broken_text,
         private_data,
+        secrets,
         language,
         allow_list,
         block_list,
@@ -66,6 +68,7 @@ FILTERS: dict[str, Callable[..., str | None]] = {
 ASKED_FOR: Final[dict[str, str | None]] = {
     "matches_gold": "gold",
     "tokens": None,
+    "secrets": None,
     "last_value": None,
     "language": None,
     "allow_list": None,
@@ -77,3 +80,6 @@ ASKED_FOR: Final[dict[str, str | None]] = {
     "min_judge_score": "judgement",
 }
 """Filters that run only where they are named, and the field of the example, if any, that is their evidence besides label and rationale."""
+
+SILENT: Final = ("private_data", "secrets")
+"""Filters whose finds must not be written down once more: their drops, and any of a row that they object to, hold none of its texts."""

@@ -47,7 +47,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, JsonValue
 
-from pipeline import control, embedded
+from pipeline import control, embedded, foreign
 from pipeline.files import InputError, RunError, plain, private
 from pipeline.prompts import FAILURES
 from pipeline.teachers import completions
@@ -231,6 +231,8 @@ def _tokenizer(source: str, revision: str | None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError) as error:
+        if (problem := foreign.told(error, path)) is not None:
+            raise InputError(f"stages.sample.teacher.tokenizer: {plain(source)}: {problem}") from None
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise InputError(
             f"stages.sample.teacher.tokenizer: {plain(source)}: no tokenizer there ({plain(lines[0] if lines else '', 200)}); "

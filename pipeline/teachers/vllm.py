@@ -35,7 +35,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from pipeline import control, embedded
+from pipeline import control, embedded, foreign
 from pipeline.binding import InputPath
 from pipeline.files import InputError, RunError, canonical_json, plain, sha256, strict_json
 from pipeline.teachers import continuous, vllm_engine
@@ -95,6 +95,16 @@ REFUSED_ENGINE: Final = {
     "logprobs_mode": "log-probabilities are those of the model",
     "hf_token": "settings are no place for secrets; set HF_TOKEN in the environment",
 }
+LOAD_FORMATS: Final = (
+    "safetensors",
+    "fastsafetensors",
+    "runai_streamer",
+    "runai_streamer_sharded",
+    "mistral",
+    "gguf",
+    "dummy",
+)
+"""What weights may be read from. With vLLM's own default it falls back on pickles."""
 REFUSED_SAMPLING: Final = {
     "n": "set stages.sample.n",
     "seed": "set stages.sample.seed",
@@ -266,8 +276,15 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
     """
     for refused in REFUSED_ENGINE.keys() & settings.engine.keys():
         raise InputError(f"stages.sample.teacher.engine.{refused}: cannot be set here; {REFUSED_ENGINE[refused]}")
+    if settings.engine.get("load_format", LOAD_FORMATS[0]) not in LOAD_FORMATS:
+        raise InputError(
+            "stages.sample.teacher.engine.load_format: weights of another form can run code, and are not read; "
+            f"known: {', '.join(LOAD_FORMATS)}"
+        )
     more = further(sampling, REFUSED_SAMPLING)
     folder, commit = _located(settings)
+    if commit is None and (problem := foreign.weights(folder)) is not None:
+        raise InputError(f"stages.sample.teacher.model: {plain(settings.model)}: {problem}")
     prepare_environment()
     try:
         import vllm
@@ -293,6 +310,7 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
         "tokenizer_revision": commit if "tokenizer" not in settings.engine else None,
         "enable_prefix_caching": True,
         "use_tqdm_on_load": False,
+        **({} if folder.is_file() else {"load_format": "safetensors"}),  # vLLM would fall back on pickles
         **settings.engine,
     }
     if current_platform.is_cpu() and not {"enable_chunked_prefill", "max_num_batched_tokens"} & settings.engine.keys():
@@ -315,7 +333,8 @@ def connect(settings: Vllm, sampling: Sampling) -> Iterator[Teacher]:
             except (ValueError, TypeError, VLLMClientError) as error:
                 if again:
                     raise EngineDied(f"it did not start: {one_line(error)}") from None
-                raise InputError(f"stages.sample.teacher: vLLM refuses these settings: {one_line(error)}") from None
+                problem = foreign.told(error, folder) or f"vLLM refuses these settings: {one_line(error)}"
+                raise InputError(f"stages.sample.teacher: {problem}") from None
             except (RuntimeError, OSError, VLLMError) as error:
                 if again:
                     raise EngineDied(f"it did not start: {one_line(error)}") from None
@@ -434,6 +453,8 @@ def _tokenizer(settings: Vllm) -> Any:
             source, revision=revision, trust_remote_code=False, local_files_only=True, truncation_side="left"
         )
     except (OSError, ValueError) as error:
+        if (problem := foreign.told(error, source)) is not None:
+            raise InputError(f"stages.sample.teacher: {plain(str(source))}: {problem}") from None
         raise InputError(
             f"stages.sample.teacher: {plain(str(source))}: its tokenizer cannot be loaded: {one_line(error)}; "
             "a hub repository has to be in the local cache (`hf download`)"

@@ -8,6 +8,8 @@
 It is ``pipeline.trace`` put in order, with what evaluate left: the models' answers to the rows of eval sets. A student is asked about those
 rows alone; the row of a task has such answers only where it stands in an eval set too.
 
+A row that was dropped for private data or a secret (``filters.SILENT``) is told without what the teachers wrote.
+
 Limits: which part of a response is the label and which the rationale is found again by the settings of parse, as the manifest has them:
 its pattern takes as long on a text here as it took there.
 """
@@ -21,7 +23,9 @@ import msgspec
 
 from pipeline import outputs
 from pipeline.files import InputError, plain
+from pipeline.filters import SILENT
 from pipeline.parse import spans
+from pipeline.quality import HELD_BACK
 from pipeline.records import Example, Manifest, Response
 from pipeline.stages import STAGES
 from pipeline.trace import Event, trace
@@ -33,6 +37,7 @@ MOST: Final = 100  # predictions of one row: a dozen models on a few eval sets
 RATIONALES: Final = "rationales.jsonl"
 EVAL_ROWS: Final = "rows.jsonl"
 VALIDATION: Final = "validation.jsonl"
+NOT_SHOWN: Final = "not shown: private data or a secret was found in it"
 BESIDE_BYTES: Final = 1 << 28  # of these that are looked through
 
 
@@ -141,6 +146,7 @@ def story(run: Path, id: str) -> Story:
     told.predictions = [row for row in _predictions(run, Wanted(row=id)) if row.get("row") == id]
     told.validated = _beside(outputs.current(run, EVAL), VALIDATION, Wanted(row=id))
     told.fate, told.lost = _fate(told, events)
+    _hold_back(told)
     return told
 
 
@@ -250,6 +256,20 @@ def _vote(told: Story) -> None:
         vote = votes.get(answer.id)
         answer.vote = None if vote is None else vote.plain()
         answer.kept = answer.id == example.get("response")
+
+
+def _hold_back(told: Story) -> None:
+    """What a teacher wrote of a row in which private data or a secret was found is not shown once more."""
+    if not any(verdict.reason in SILENT or verdict.evidence.get("why") == HELD_BACK for verdict in told.verdicts):
+        return
+    for answer in told.answers:
+        answer.text, answer.spans, answer.vote = NOT_SHOWN, {}, None
+    if told.example is not None:
+        texts = {name: NOT_SHOWN for name in ("label", "rationale", "text") if told.example.get(name) is not None}
+        told.example = {**told.example, **texts, "votes": []}
+    if told.judgement is not None:
+        told.judgement = {**told.judgement, "reason": NOT_SHOWN}
+    told.judged = None
 
 
 def _fate(told: Story, events: Iterable[Event]) -> tuple[str, bool]:
