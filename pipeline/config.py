@@ -195,7 +195,7 @@ def verify(config: Config, *, thorough: bool = False) -> None:
                     step for end, step in enumerate(place, 1) if isinstance(step, str) or place[:end] in config.places
                 )
                 if file.exists() and not file.is_file() and not file.is_dir():
-                    raise Problem(where, f"{file}: not a regular file; a pipe or a device cannot be read twice")
+                    raise Problem(where, f"{file}: not a regular file; name a file, not a pipe or a device")
                 if where[-1] == "completions" and not file.is_file():
                     problem = "a directory; name the file in it" if file.is_dir() else "no such file; check the path"
                     raise Problem(where, f"{file}: {problem}")

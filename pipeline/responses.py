@@ -694,8 +694,12 @@ def _asked(head: re.Match[bytes]) -> tuple[bytes, int, bool]:
 def _stored(head: re.Match[bytes], place: str) -> Stored:
     try:
         found = Stored.model_validate_json(head.string)
-    except ValidationError as error:
-        problem = plain(error.errors(include_url=False)[0]["msg"])
+        if b"NaN" in head.string or b"Infinity" in head.string:  # pydantic takes them for numbers
+            canonical_json(found.sampling)
+    except ValueError as error:
+        problem = plain(
+            error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else f"sampling: {error}"
+        )
         raise RunError(
             f"{place}: not a record of the response store ({problem}); was it written by another version?"
         ) from None

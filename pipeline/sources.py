@@ -104,7 +104,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             if len(set(file.schema_arrow.names)) != len(file.schema_arrow.names):
                 raise InputError(f"{path}: a column name stands twice; rename one of them")
             for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
+                for row in _values(batch):
                     number += 1
                     yield f"{path.name}:{number}", _json_row(row, f"{path}: row {number}")
     except MemoryError:
@@ -114,6 +114,18 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         raise InputError(f"{path}: behind row {number}: {plain(str(error))}; write texts in UTF-8") from None
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: {plain(str(error))}; not a Parquet file, or damaged") from None
+
+
+def _values(batch: Any) -> Iterator[dict[str, Any] | OverflowError]:
+    """The rows of a record batch as Python's values, or for a row with a date that Python has none for, such as year 33658, the error."""
+    try:
+        yield from batch.to_pylist()
+    except OverflowError as error:
+        if batch.num_rows == 1:
+            yield error
+        else:
+            for number in range(batch.num_rows):
+                yield from _values(batch.slice(number, 1))
 
 
 def hub_name(source: str) -> tuple[str, str | None, str]:
@@ -135,8 +147,10 @@ def _read_hub(source: str) -> Iterator[Row]:
         raise InputError(f"{source}: {plain(str(error))}; check the name, revision and split") from None
 
 
-def _json_row(row: dict[str, Any], place: str) -> dict[str, Any] | RowError:
+def _json_row(row: dict[str, Any] | OverflowError, place: str) -> dict[str, Any] | RowError:
     """A row as JSON can hold it: dates become ISO text; what has no JSON form is an error."""
+    if isinstance(row, OverflowError):
+        return RowError(place, f"{plain(str(row))}; convert the column to text or numbers")
     try:
         plain_row: dict[str, Any] = json.loads(json.dumps(row, default=_iso, allow_nan=False))
         canonical_json(plain_row)

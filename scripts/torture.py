@@ -19,6 +19,9 @@ PAGE = ROOT / "docs" / "guarantees.md"
 BEGIN, END = "<!-- counts: written by scripts/torture.py -->\n", "<!-- /counts -->"
 PARTS = [
     "test_faults",
+    "test_faults_training",
+    "test_places",
+    "test_random_kills",
     "test_power_loss",
     "test_concurrent",
     "test_kills",

@@ -16,6 +16,7 @@ import json
 import json.scanner
 import math
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -367,10 +368,11 @@ def parquet_seeds() -> list[bytes]:
     import pyarrow.parquet
 
     day = datetime.datetime(2024, 2, 29, 12, 30, 45)
-    plain: dict[str, list[Any]] = {"id": ["r1", "r2"], "text": ["a b", "c d"], "topic": ["food", None]}
+    plain: dict[str, Any] = {"id": ["r1", "r2"], "text": ["a b", "c d"], "topic": ["food", None]}
     tables = [
         plain,
         {**plain, "when": [day, None], "on": [day.date(), None], "score": [1.5, math.nan]},
+        {**plain, "when": pyarrow.array([0, 10**18], pyarrow.timestamp("us"))},
         {**plain, "many": [[1, 2], []], "in": [{"a": "b", "c": [True]}, None], "raw": [b"\xff", b""]},
     ]
     found = []
@@ -440,7 +442,8 @@ def tells_the_key(text: str) -> bool:
     for _ in range(2):  # a JSON text that quotes another one
         text = re.sub(r"\\+u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
         text = html.unescape(unquote(re.sub(r"\\+/", "/", text)))
-    return KEY in text.replace("\0", "").replace("\\x00", "")
+    between = r"(?:\\+x00){0,3}"  # UTF-16 and UTF-32 as they are shown
+    return re.search(between.join(map(re.escape, KEY)), text) is not None
 
 
 class _Completion(msgspec.Struct):
@@ -460,7 +463,10 @@ def answers(folder: Path, closing: ExitStack) -> Attempt:
             is_well(result)
             if isinstance(result, Answer):
                 body = msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=_Completion)
-                first = [choice for choice in body.choices if len(body.choices) == 1 or same(choice.get("index"), 0)]
+                alone = len(body.choices) == 1
+                first = [
+                    one for one in body.choices if same(one.get("index"), 0) or (alone and one.get("index") is None)
+                ]
                 texts = [choice["message"]["content"] if chat else choice["text"] for choice in first]
                 assert texts == [result.text]
 
@@ -480,7 +486,7 @@ def answer_seeds() -> list[bytes]:
         {"token": " food", "logprob": -1e-9, "top_logprobs": top},
         {"token": " and", "logprob": -0.25, "top_logprobs": [{"token": "and drink", "logprob": -2}]},
     ]
-    chat = {
+    chat: dict[str, Any] = {
         "id": "x", "object": "chat.completion", "model": "m", "usage": usage,
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
     }  # fmt: skip
@@ -493,7 +499,10 @@ def answer_seeds() -> list[bytes]:
         "top_logprobs": [{"spo": -0.1, "fo": -2.5, "food": -3}, None],
     }
     scored = {"choices": [{"index": 0, "text": "sports", "finish_reason": "eos_token", "logprobs": listed}]}
-    two = {**chat, "choices": [{"index": 1, "finish_reason": "stop"}, *chat["choices"]]}
+    two: dict[str, Any] = {
+        **chat,
+        "choices": [{**chat["choices"][0], "index": 1, "message": {"content": "no"}}, *chat["choices"]],
+    }
     odd = [
         {**chat, "model": "m-mini"},
         {**chat, "choices": []},
@@ -690,22 +699,37 @@ def _first(found: list[Stored], family: str, max_tokens: int) -> Stored:
     )
 
 
-def segment_seeds() -> list[bytes]:
-    def record(number: int, text: str, max_tokens: int = 20, finish_reason: str = "stop", **more: Any) -> Stored:
-        asked: dict[str, Any] = {
-            "identity": "3" * 32, "prompt": f"p{number}", "sampling": {"top_p": 1.0, "stop": []}, "seed": 0, "sample": 0,
-        }  # fmt: skip
-        family = responses.family_key(**asked)
-        return Stored(
-            key=responses.request_key(family, max_tokens), family=family, max_tokens=max_tokens, teacher="test", text=text,
-            finish_reason=finish_reason, prompt_tokens=3, completion_tokens=1, **asked, **more,
-        )  # fmt: skip
+def _record(number: int, text: str, max_tokens: int = 20, finish_reason: str = "stop", **more: Any) -> Stored:
+    asked: dict[str, Any] = {
+        "identity": "3" * 32, "prompt": f"p{number}", "sampling": {"top_p": 1.0, "stop": []}, "seed": 0, "sample": 0,
+    }  # fmt: skip
+    family = responses.family_key(**asked)
+    return Stored(
+        key=responses.request_key(family, max_tokens), family=family, max_tokens=max_tokens, teacher="test", text=text,
+        finish_reason=finish_reason, prompt_tokens=3, completion_tokens=1, **asked, **more,
+    )  # fmt: skip
 
+
+def odd_segments() -> dict[str, bytes]:
+    """Records that fit their check, and that no store writes."""
+    record = _record(1, "yes")
+    bare, family = b"=" + record.line(), record.family.encode()
+    spelt = bare.replace(b'"finish_reason":"stop"', b'"finish_reason":"st\\u006fp"')
+    return {
+        "two keys": bare[:-1] + b',"key":"' + b"f" * 32 + b'"}\n',
+        "two families": bare.replace(family, b"f" * 32)[:-1] + b',"family":"' + family + b'"}\n',
+        "an end that is spelt otherwise": spelt + b"\n" + bare.replace(b":20,", b":40,") + b"\n",
+        "sampling that no JSON can say": bare.replace(b'"top_p":1.0', b'"top_p":NaN') + b"\n",
+        "nothing": b"={}\n",
+    }
+
+
+def segment_seeds() -> list[bytes]:
     some = [
-        record(1, "yes"),
-        record(2, "cut", finish_reason="length"),
-        record(2, 'caf\xe9 \u2028 \U0001f600 "quoted" \\ \n', max_tokens=40, mean_logprob=-0.25),
-        record(3, "", label_logprobs={"sports": -0.1}),
+        _record(1, "yes"),
+        _record(2, "cut", finish_reason="length"),
+        _record(2, 'caf\xe9 \u2028 \U0001f600 "quoted" \\ \n', max_tokens=40, mean_logprob=-0.25),
+        _record(3, "", label_logprobs={"sports": -0.1}),
     ]
     whole = [responses.encoded(one) for one in some]
     bare = [b"=" + one.line() for one in some]
@@ -718,10 +742,7 @@ def segment_seeds() -> list[bytes]:
         whole[0] + whole[0],
         *(one + b"\n" for one in bare),
         b"\n".join([*bare, b""]),
-        bare[0][:-1] + b',"key":"' + b"f" * 32 + b'"}\n',
-        bare[0].replace(some[0].family.encode(), b"f" * 32)[:-1] + b',"family":"' + some[0].family.encode() + b'"}\n',
-        bare[0].replace(b'"stop"', b'"st\\u006fp"') + b"\n" + bare[0].replace(b":20,", b":40,"),
-        b"={}\n",
+        *odd_segments().values(),
     ]
 
 
@@ -756,8 +777,8 @@ def endless(folder: Path, closing: ExitStack) -> Attempt:
     """No oracle, but an input that takes for ever: the first."""
 
     def attempt(content: bytes) -> None:
-        while content == b"seeds":
-            pass
+        if content == b"seeds":
+            threading.Event().wait()
 
     return attempt
 

@@ -663,6 +663,11 @@ def parquet_cases() -> list[Case]:
         ("infinity", table({**good, "more": [1.0, float("inf")]}), "JSON"),
         ("a text that is no UTF-8", _bad_text, "utf-8|UTF-8|UTF8"),
         ("a duration", table({**good, "more": [datetime.timedelta(1)] * 2}), "has no JSON form"),
+        (
+            "a time in the year 33658",
+            both(settings("inputs.jsonl", "inputs.parquet"), _far),
+            "row 2: date value out of range",
+        ),
         ("a column twice", _twice, "twice"),
         ("an id twice", table({**good, "id": ["r1", "r1"]}), "is also the id of"),
         ("a dictionary bomb", _bomb, "memory|large|MiB"),
@@ -674,6 +679,7 @@ def parquet_cases() -> list[Case]:
         ("zstd inside", table(good, compression="zstd"), 2, 0),
         ("whole numbers as ids", table({**good, "id": [1, 2]}), 2, 0),
         ("bytes, dropped", table({**good, "more": [None, b"\xff"]}), 1, 1),
+        ("a time in the year 33658, dropped", both(settings("inputs.jsonl", "inputs.parquet"), _far), 1, 1),
         ("NaN, dropped", table({**good, "more": [1.0, float("nan")]}), 1, 1),
         ("a null text, dropped", table({**good, "text": ["a", None]}), 1, 1),
         ("a value of a megabyte", table({**good, "text": ["a " * 500_000, "b"]}), 2, 0),
@@ -682,6 +688,16 @@ def parquet_cases() -> list[Case]:
         allowed = both(settings("stages:\n", DROP), make)
         cases.append(Case(name, "parquet", allowed, INGEST, 0, "report: .*", ("ingest", kept, dropped)))
     return cases
+
+
+def _far(folder: Path) -> None:
+    """Microseconds as if they were milliseconds: Python's dates end with year 9999."""
+    import pyarrow
+    import pyarrow.parquet
+
+    when = pyarrow.array([0, 10**18], pyarrow.timestamp("us"))
+    columns = {"id": ["r1", "r2"], "text": ["a b", "c d"], "topic": ["food", "food"], "when": when}
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "inputs.parquet")
 
 
 def _bad_text(folder: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_file_system_that_is_full(
         counted(f"runs on a file system that was full of {limit}, {reached(failed)}")
         places.add(reached(failed))
         shutil.rmtree(folder)
-    assert len(places) > 2, places
+    assert len(places) > 2 or len(sizes) < 4, places
 
 
 @pytest.mark.parametrize("until", [None, "sample", "dedup", "shard"])

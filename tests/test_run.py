@@ -143,6 +143,19 @@ def test_what_an_interrupted_run_left_is_cleared(project: Path) -> None:
     assert len(list(outputs.read(left, Example))) == 27
 
 
+def test_what_an_interrupted_job_left_is_cleared_folders_too(project: Path) -> None:
+    """A job goes on in its folder, where a model is saved in a temporary folder."""
+    (sampled,) = [outcome for outcome in run(project) if outcome.stage == "sample"]
+    whole = tree(project.parent)
+    (sampled.folder / outputs.MANIFEST).unlink()
+    saving = sampled.folder / ".student.tmp"
+    saving.mkdir()
+    for name in ("model.safetensors", ".README.md.7.tmp"):
+        (saving / name).write_bytes(b"half")
+    run(project)
+    assert tree(project.parent) == whole
+
+
 def test_a_bad_row_stops_with_its_place_or_is_dropped(project: Path) -> None:
     path = project.parent / "inputs.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)

@@ -1,6 +1,7 @@
 """The viewer: pages and searches hold every row, nothing in a row acts, nobody comes in without the token, only marks are written."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from pipeline.viewer.rows import START, Part, Wanted
 from pipeline.viewer.story import eval_story, story
 from tests.browser import DESKTOP, PHONE, Tab, chromium, faults, opened, too_wide
 from tests.conftest import write_jsonl, write_project
+from tests.counting import counted
 from tests.rows import MADE_BY
 
 PAYLOADS = [
@@ -851,6 +854,96 @@ def test_what_cannot_be_served_is_said(made: Path, tmp_path: Path) -> None:
             app.running(made.parent / "runs" / "small", port=port),
         ):
             pass
+
+
+PAGES = (
+    "", "row?id=r0", "row?id=r25", "eval?set=test&row=t0", "marks", "marks.jsonl", "style.css",
+    *(f"stage/{name}{more}" for name in ("ingest", "sample", "parse", "dedup", "quality", "shard") for more in
+      ("", "?rows=dropped", "?q=goal&label=sports&teacher=recorded")),
+)  # fmt: skip
+NONSENSE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False)
+    | st.text(max_size=8) | st.sampled_from(["..", "../../x", "/etc/passwd", "<script>", "a" * 32, "part-00000.jsonl"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=4,
+)  # fmt: skip
+
+
+def places_in(value: Any, *steps: str | int) -> Iterator[tuple[str | int, ...]]:
+    """Every place in a JSON value, the whole last."""
+    for step, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places_in(item, *steps, step)
+    yield steps
+
+
+def mangled(data: st.DataObject, whole: bytes) -> bytes:
+    """A manifest with nonsense in it: torn bytes, or some other value anywhere, its own digest made to fit where it still is a manifest."""
+    if data.draw(st.integers(0, 4)) == 0:
+        start = data.draw(st.integers(0, len(whole)))
+        return whole[:start] + data.draw(st.binary(max_size=8)) + whole[start + data.draw(st.integers(0, 40)) :]
+    value = json.loads(whole)
+    places = [place for place in places_in(value) if place and place[0] not in ("environment", "code", "features")]
+    for place in data.draw(st.lists(st.sampled_from(places), min_size=1, max_size=3)):
+        holder = value
+        with suppress(LookupError, TypeError):  # nonsense stands there already, in which there is no such place
+            for step in place[:-1]:
+                holder = holder[step]
+            holder[place[-1]] = data.draw(NONSENSE)
+    try:
+        manifest = Manifest.model_validate_json(json.dumps(value))
+        return outputs.manifest_bytes(manifest.model_copy(update={"digest": manifest_digest(manifest)}))
+    except ValueError:
+        return json.dumps(value).encode()
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    """Asks many pages for the price of one start."""
+    with httpx.Client(timeout=60) as found:
+        yield found
+
+
+@settings(max_examples=1000 if "NIGHTLY" in os.environ else 25, suppress_health_check=[*HealthCheck])
+@given(data=st.data())
+def test_a_manifest_of_nonsense_gives_pages_that_say_what_is_wrong(
+    own_pages: tuple[Path, str], client: httpx.Client, data: st.DataObject
+) -> None:
+    folder, address = own_pages
+    stage = data.draw(st.sampled_from(["ingest", "sample", "parse", "dedup", "decontaminate", "quality", "shard"]))
+    current = outputs.current(folder, stage)
+    assert current is not None
+    manifest = current / "manifest.json"
+    whole = manifest.read_bytes()
+    nonsense = mangled(data, whole)
+    pages = data.draw(st.lists(st.sampled_from(PAGES), min_size=4, max_size=4, unique=True))
+    manifest.write_bytes(nonsense)
+    try:
+        with suppress(InputError, RunError, OSError):  # which are one line; what the start of the viewer does
+            lineage.missing(folder, FOLLOWED)
+        for page in ("", f"stage/{stage}", *pages):
+            found = client.get(address + page)
+            assert found.status_code in (200, 303, 404, 409), (page, found.text)
+            if found.status_code == 409:
+                assert f"{stage}/{current.name}/manifest.json" in found.text, found.text
+                assert "<code>stepdistill audit</code>" in found.text
+    finally:
+        manifest.write_bytes(whole)
+    counted("pages asked for over a manifest of nonsense", 2 + len(pages))
+
+
+@pytest.mark.parametrize("stage", ["quality", "train"])
+def test_a_run_whose_manifest_is_damaged_is_not_served(own: Path, stage: str) -> None:
+    folder = own.parent / "runs" / "small"
+    current = outputs.current(folder, "quality")
+    assert current is not None
+    if stage == "train":  # of which no row is followed
+        shutil.copytree(current, folder / "train" / current.name)
+        outputs.point(folder, "train", current.name)
+    damaged = folder / stage / current.name / "manifest.json"
+    damaged.write_bytes(damaged.read_bytes().replace(b'"kept":', b'"kept":1', 1))
+    problem = rf"{damaged}: digest: does not fit the content; .*; `stepdistill audit` names all"
+    with pytest.raises(RunError, match=problem), app.running(folder):
+        pass
 
 
 def test_a_port_that_is_taken_is_passed_over_where_none_was_asked_for(

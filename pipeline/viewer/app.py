@@ -38,6 +38,9 @@ import msgspec
 from markupsafe import Markup, escape
 
 from pipeline import lineage, marks, outputs
+from pipeline.audit import STUMBLED, auditing, found_by
+from pipeline.audits import chain
+from pipeline.audits import manifests as contents
 from pipeline.files import InputError, RunError, plain
 from pipeline.marks import Mark
 from pipeline.records import Drop, Example, Manifest, Prediction, Response, Trained, TrainingRow
@@ -63,6 +66,7 @@ SHORT: Final = 260  # in a list
 STEPS_BACK: Final = 50
 TEACHER_ROWS: Final = 300_000  # answers of the teacher that are held, to tell which rows a model answers otherwise
 AT_ONCE: Final = 24  # requests
+AMISS: Final = 20  # findings on a page that cannot be shown
 
 HEADERS: Final = {
     "content-security-policy": "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; "
@@ -146,10 +150,14 @@ def running(run: Path, *, port: int | None = None) -> Iterator[str]:
     """A server in this process for the length of the block: the address of its first page. Raises as ``serve`` does."""
     import uvicorn
 
-    if not any(outputs.current(run, stage) for stage in STAGES):
+    viewer = Viewer(run, secrets.token_urlsafe(24))
+    try:
+        found = viewer.manifests()
+    except RunError as error:
+        raise RunError(f"{error}; `stepdistill audit` names all that is wrong in this run") from None
+    if not found:
         raise RunError(f"{run}: no finished stage to look at; run `stepdistill run`")
     marks.read(run / marks.FILE)
-    viewer = Viewer(run, secrets.token_urlsafe(24))
     with (
         _listening(port) as (listener, number),
         tempfile.TemporaryDirectory(prefix="stepdistill-view-", ignore_cleanup_errors=True) as folder,
@@ -283,6 +291,7 @@ def guarded(viewer: Viewer) -> "ASGIApp":
 
 
 def _pages(viewer: Viewer) -> "Starlette":
+    import jinja2
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
@@ -300,8 +309,16 @@ def _pages(viewer: Viewer) -> "Starlette":
         )
         return HTMLResponse(page, status)
 
-    def told(status: int, title: str, problem: str) -> Answer:
-        return rendered("error", status, manifests={}, title=title, problem=problem)
+    def told(status: int, title: str, problem: str, found: list[str] | None = None) -> Answer:
+        return rendered("error", status, manifests={}, title=title, problem=problem, found=found)
+
+    def unreadable(error: Exception) -> Answer:
+        """The page in the place of one that stumbled over what lies in the run folder; what else it stumbled over goes to the terminal."""
+        found = amiss(viewer.run)
+        if not found and not isinstance(error, RunError):
+            raise error
+        problem = str(error) if isinstance(error, RunError) else "a manifest of this run is not as any stage writes it"
+        return told(409, "The run cannot be read", problem, found)
 
     def page(
         make: Callable[[Request], tuple[str, dict[str, Any]] | str | Answer],
@@ -316,8 +333,8 @@ def _pages(viewer: Viewer) -> "Starlette":
                 return RedirectResponse(made, 303) if isinstance(made, str) else rendered(made[0], **made[1])
             except InputError as error:
                 return told(404, "Not found", str(error))
-            except RunError as error:
-                return told(500, "The run cannot be read", str(error))
+            except (*STUMBLED, jinja2.TemplateError) as error:
+                return unreadable(error)
 
         return answer
 
@@ -356,6 +373,16 @@ def _pages(viewer: Viewer) -> "Starlette":
     )
     pages.router.redirect_slashes = False
     return pages
+
+
+def amiss(run: Path) -> list[str]:
+    """What the audit finds in the manifests of a run alone, at most AMISS lines of it; nothing where they are as they were written."""
+    try:
+        with auditing(run) as (audited, found):
+            lines = [*found, *found_by(chain.check, audited), *found_by(contents.check, audited)]
+    except InputError as error:
+        return [str(error)]
+    return [str(finding) for finding in lines[:AMISS]]
 
 
 def _overview(viewer: Viewer, request: "Request") -> tuple[str, dict[str, Any]]:
