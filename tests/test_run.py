@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import pipeline
-from pipeline import environment, outputs, provenance, results, runner, shard
+from pipeline import environment, outputs, provenance, results, runner, shard, shift
 from pipeline.audit import audit
 from pipeline.config import load
 from pipeline.files import InputError, RunError, held_alone
@@ -447,3 +447,14 @@ def test_what_filters_found_last_time_is_used_only_where_its_drops_are_as_they_w
 def test_run_facts_are_known_by_their_names() -> None:
     assert [name for name in ("run.json", "run-speed.json", "run-.json", "rerun.json", "run-a.jsonl", "runs.json")
             if is_run_fact(name)] == ["run.json", "run-speed.json", "run-.json"]  # fmt: skip
+
+
+def test_a_wrong_row_that_is_dropped_for_another_reason_is_counted_as_wrong(project: Path) -> None:
+    path = project.parent / "completions.jsonl"
+    path.write_bytes(
+        path.read_bytes().replace(b"of a game. So the answer is sports.", b"of a game. So the answer is food.")
+    )
+    outcomes = {outcome.stage: outcome for outcome in run(project, until="decontaminate")}
+    assert [drop.id for drop in outputs.read_drops(outcomes["decontaminate"].folder)] == ["r25"]
+    before, after = (shift.read(outcomes[stage].folder).counts["right"] for stage in ("dedup", "decontaminate"))
+    assert before - after == {False: 1}
