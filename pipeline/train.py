@@ -286,7 +286,7 @@ def _train(
             if not (out / name).is_dir():
                 _fit(name, weights, start or _start(plan), encoded, plan, out, shards)
             start = None  # it has been trained, so the next one starts from a fresh copy
-            shutil.rmtree(out / f"checkpoints-{name}", ignore_errors=True)
+            _clear(out / f"checkpoints-{name}")
             found[name] = _facts(out, name)
     fates = encoded.fates
     tokens = {
@@ -300,6 +300,15 @@ def _train(
         "precision": computed_in(plan.recipe.precision),
     }
     return fates, details
+
+
+def _clear(folder: Path) -> None:
+    """Remove a folder of checkpoints, whole: what is left of it would count as part of the result. Raises OSError that names it."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:  # of a file inside, by its bare name
+        raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 def wanted(plan: Plan, *, baseline: bool) -> dict[str, dict[Target, float]]:
