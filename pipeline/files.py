@@ -326,3 +326,11 @@ def sync_folder(folder: Path, new: Path | None = None) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_files(folder: Path) -> None:
+    """Make the files that stand in ``folder`` itself, written by whoever, survive a power loss, and their names."""
+    for path in folder.iterdir():
+        with naming(path), path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)

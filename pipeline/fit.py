@@ -22,10 +22,10 @@ from pipeline.files import (
     RunError,
     atomic,
     canonical_json,
-    naming,
     plain,
     read_jsonl,
     strict_json,
+    sync_files,
     sync_folder,
     write_json,
 )
@@ -389,8 +389,7 @@ def _keep(model: Any, target: Path, citation: Mapping[str, JsonValue], save: Cal
     write_json(temporary / CITATION, dict(citation))
     for path in temporary.iterdir():
         path.chmod(0o644)  # safetensors writes 0600, which would lock out others who read the run
-        with naming(path), path.open("rb") as file:
-            os.fsync(file.fileno())
+    sync_files(temporary)
     temporary.rename(target)
     sync_folder(target.parent)
 

@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 import torch
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from pipeline.encoding import Example
-from pipeline.files import InputError, RunError, naming, plain
+from pipeline.files import InputError, RunError, naming, plain, sync_files, sync_folder
 from pipeline.generate import greedy
 from pipeline.losses.step_by_step import step_by_step
 from pipeline.packing import closest, pack
@@ -294,8 +295,12 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
         return int(self._initial_num_input_tokens_seen)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with written_in(Path(self.args.output_dir)):
+        work = Path(self.args.output_dir)
+        with written_in(work):
             super()._save_checkpoint(model, trial)
+            if (saved := work / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}").is_dir():
+                sync_files(saved)
+                sync_folder(work)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: a checkpoint here is only there to go on from."""
