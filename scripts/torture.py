@@ -36,27 +36,30 @@ MORE = {"TORTURE": "1", "NIGHTLY": "1", "KILLS": "700", "RESUMES": "20"}
 
 def main() -> None:
     """Run the parts one after the other; the exit code is 1 where a promise broke."""
-    chosen = sys.argv[1:] or [f"tests/{name}.py" for name in PARTS if (ROOT / "tests" / f"{name}.py").is_file()]
+    chosen = sys.argv[1:] or [f"tests/{name}.py" for name in PARTS]
     broken = []
-    with tempfile.NamedTemporaryFile(suffix=".jsonl") as counts:
+    for part in chosen:
+        print(f"torture: {part}", flush=True)
         began = time.monotonic()
-        for part in chosen:
-            print(f"torture: {part}", flush=True)
-            command = [sys.executable, "-m", "pytest", "-q", part]
-            done = subprocess.run(
-                command, cwd=ROOT, env={**os.environ, **MORE, "TORTURE_COUNTS": counts.name}, check=False
-            )
+        with tempfile.NamedTemporaryFile(suffix=".jsonl") as counts:
+            environment = {**os.environ, **MORE, "TORTURE_COUNTS": counts.name}
+            done = subprocess.run([sys.executable, "-m", "pytest", "-q", part], cwd=ROOT, env=environment, check=False)
             if done.returncode:
                 broken.append(part)
-        tried: Counter[str] = Counter()
-        for line in Path(counts.name).read_text().splitlines():
-            what, number = json.loads(line)
-            tried[what] += number
-    write(known(PAGE.read_text()) | tried, time.monotonic() - began)
+            write(tried(Path(counts.name)), time.monotonic() - began)  # now: the next part may be stopped
     print(
         f"torture: {'broken: ' + ', '.join(broken) if broken else 'nothing broke'}; counts are in {PAGE.relative_to(ROOT)}"
     )
     sys.exit(bool(broken))
+
+
+def tried(counts: Path) -> Counter[str]:
+    """How often each kind was, by the lines that tests/counting.py wrote."""
+    found: Counter[str] = Counter()
+    for line in counts.read_text().splitlines():
+        what, number = json.loads(line)
+        found[what] += number
+    return found
 
 
 def known(page: str) -> dict[str, int]:
@@ -70,15 +73,16 @@ def known(page: str) -> dict[str, int]:
     }
 
 
-def write(tried: dict[str, int], seconds: float) -> None:
-    """Put the table into the page."""
+def write(counts: Counter[str], seconds: float) -> None:
+    """Put the counts into the page, beside those that are there already or in their place."""
     page = PAGE.read_text()
+    found = known(page) | counts
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    lines = [f"| {what} | {number:,} |" for what, number in sorted(tried.items())]
+    lines = [f"| {what} | {number:,} |" for what, number in sorted(found.items())]
     table = "\n".join(["| what was tried | how often |", "|---|---|", *lines])
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    when = f"Last written after {seconds / 60:,.0f} minutes on {machine}."
+    when = f"The part run last took {seconds / 60:,.0f} minutes on {machine}."
     PAGE.write_text(f"{before}{BEGIN}\n{table}\n\n{when}\n\n{END}{after}")
 
 
