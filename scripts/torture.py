@@ -28,6 +28,7 @@ PARTS = [
     "test_resume",
     "test_malformed",
     "test_fuzz",
+    "test_control",
     "test_coverage_fuzz",
     "test_endurance",
 ]

@@ -337,3 +337,23 @@ def test_home_folders_become_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_switches_and_empty_values_under_a_secrets_name_stay() -> None:
     shown = private({"token": True, "password": "", "secret": None, "api_key": False, "credentials": 1})
     assert shown == {"token": True, "password": "", "secret": None, "api_key": False, "credentials": "(hidden)"}
+
+
+@pytest.mark.parametrize("lets_go", [False, True], ids=["names itself late", "lets go"])
+def test_a_holder_that_is_not_named_yet_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lets_go: bool
+) -> None:
+    lock = tmp_path / "lock"
+    with lock.open("w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+
+        def meanwhile(seconds: float) -> None:
+            fcntl.flock(holder, fcntl.LOCK_UN) if lets_go else lock.write_text("process 7 on here\n")
+
+        monkeypatch.setattr("pipeline.files.time.sleep", meanwhile)
+        if lets_go:
+            with held_alone(lock, tmp_path):
+                assert lock.read_text().startswith(f"process {os.getpid()} on ")
+        else:
+            with pytest.raises(RunError, match="process 7 on here is writing to it"), held_alone(lock, tmp_path):
+                pass

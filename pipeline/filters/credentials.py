@@ -30,36 +30,18 @@ Guess = Literal["keyword", "base64", "hex"]
 WINDOW: Final = 2_048
 OVERLAP: Final = 1_024
 DETECTORS: Final = (  # module and class of each; the public IPv4 addresses of the library are left out
-    *(
-        ("artifactory", "ArtifactoryDetector"),
-        ("aws", "AWSKeyDetector"),
-        ("azure_storage_key", "AzureStorageKeyDetector"),
-    ),
-    *(("basic_auth", "BasicAuthDetector"), ("cloudant", "CloudantDetector"), ("discord", "DiscordBotTokenDetector")),
-    *(
-        ("github_token", "GitHubTokenDetector"),
-        ("gitlab_token", "GitLabTokenDetector"),
-        ("ibm_cloud_iam", "IbmCloudIamDetector"),
-    ),
-    *(
-        ("ibm_cos_hmac", "IbmCosHmacDetector"),
-        ("jwt", "JwtTokenDetector"),
-        ("mailchimp", "MailchimpDetector"),
-        ("npm", "NpmDetector"),
-    ),
-    *(("openai", "OpenAIDetector"), ("private_key", "PrivateKeyDetector"), ("pypi_token", "PypiTokenDetector")),
-    *(("sendgrid", "SendGridDetector"), ("slack", "SlackDetector"), ("softlayer", "SoftlayerDetector")),
-    *(
-        ("square_oauth", "SquareOAuthDetector"),
-        ("stripe", "StripeDetector"),
-        ("telegram_token", "TelegramBotTokenDetector"),
-    ),
-    ("twilio", "TwilioKeyDetector"),
-)
-GUESSES: Final[dict[Guess, tuple[str, str]]] = {
-    "keyword": ("keyword", "KeywordDetector"),
-    "base64": ("high_entropy_strings", "Base64HighEntropyString"),
-    "hex": ("high_entropy_strings", "HexHighEntropyString"),
+    "artifactory.ArtifactoryDetector aws.AWSKeyDetector azure_storage_key.AzureStorageKeyDetector "
+    "basic_auth.BasicAuthDetector cloudant.CloudantDetector discord.DiscordBotTokenDetector "
+    "github_token.GitHubTokenDetector gitlab_token.GitLabTokenDetector ibm_cloud_iam.IbmCloudIamDetector "
+    "ibm_cos_hmac.IbmCosHmacDetector jwt.JwtTokenDetector mailchimp.MailchimpDetector npm.NpmDetector "
+    "openai.OpenAIDetector private_key.PrivateKeyDetector pypi_token.PypiTokenDetector sendgrid.SendGridDetector "
+    "slack.SlackDetector softlayer.SoftlayerDetector square_oauth.SquareOAuthDetector stripe.StripeDetector "
+    "telegram_token.TelegramBotTokenDetector twilio.TwilioKeyDetector"
+).split()
+GUESSES: Final[dict[Guess, str]] = {
+    "keyword": "keyword.KeywordDetector",
+    "base64": "high_entropy_strings.Base64HighEntropyString",
+    "hex": "high_entropy_strings.HexHighEntropyString",
 }
 # What stands in every form: so long a word, or one of these.
 _WORTH_IT: Final = re.compile(r"\S{20}|://|PRIVATE KEY|AKC|AP[0-9A-F]|xox")
@@ -119,18 +101,10 @@ def _values(detector: "BasePlugin", line: str) -> Iterator[tuple[int, str]]:
             if valid(value):
                 yield match.start() + match[0].index(value), value
     if not hasattr(detector, "denylist"):
-        limit = getattr(detector, "entropy_limit", 0)
+        entropy = getattr(detector, "calculate_shannon_entropy", None)  # of those that look for what seems random
         for value in detector.analyze_string(line):
-            if _entropy(value) > limit:
+            if entropy is None or entropy(value) > getattr(detector, "entropy_limit", 0):
                 yield max(0, line.find(value)), value
-
-
-def _entropy(value: str) -> float:
-    """Shannon's, in bits a sign."""
-    from math import log2
-
-    shares = [value.count(sign) / len(value) for sign in set(value)]
-    return -sum(share * log2(share) for share in shares)
 
 
 @lru_cache(maxsize=4)
@@ -138,7 +112,7 @@ def _detectors(also: tuple[Guess, ...]) -> "tuple[BasePlugin, ...]":
     from importlib import import_module
 
     shown = warnings.showwarning
-    wanted = (*DETECTORS, *(GUESSES[guess] for guess in also))
+    wanted = (named.split(".") for named in (*DETECTORS, *(GUESSES[guess] for guess in also)))
     try:
         return tuple(getattr(import_module(f"detect_secrets.plugins.{module}"), name)() for module, name in wanted)
     except ModuleNotFoundError as error:
