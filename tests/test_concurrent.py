@@ -27,7 +27,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_project(tmp_path_factory.mktemp("project") / "project")
+    return write_project(tmp_path_factory.mktemp("project") / "project", judge=False)
 
 
 @pytest.fixture(scope="module")

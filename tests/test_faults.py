@@ -30,8 +30,8 @@ UNSURE = 12  # calls: into how many commits answers fall is a matter of time
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 
 
-def write_project(folder: Path) -> Path:
-    """200 rows with something for every stage to drop; the balance's stage is on."""
+def write_project(folder: Path, *, judge: bool = True) -> Path:
+    """200 rows with something for every stage to drop; balance is on, and ``judge``, where that is wanted."""
     folder.mkdir(parents=True)
     topics = list(TOPICS)
     rows = [{"id": f"r{n}", "text": text(topics[n % 2], n), "topic": topics[n % 2]} for n in range(ROWS)]
@@ -48,7 +48,27 @@ def write_project(folder: Path) -> Path:
         "  shard: {validation: 0.2}\n", "  balance: {most_per_label: 80}\n  shard: {validation: 0.2}\n"
     )
     (folder / "stages.yaml").write_text(settings)
+    if judge:
+        add_judge(folder, [row["id"] for row in rows])
     return folder
+
+
+def add_judge(folder: Path, rows: list[str]) -> None:
+    """The stage judge, which a recorded judge answers, and a filter for what it finds poor."""
+    scores = {name: json.dumps({"reason": "It names a word.", "score": 4}) for name in rows}
+    scores |= {"r19": json.dumps({"reason": "It is vague.", "score": 1}), "r21": "five of five"}
+    write_jsonl(folder / "judgements.jsonl", [{"id": name, "completion": one} for name, one in scores.items()])
+    settings = (folder / "stages.yaml").read_text()
+    for before, after in (
+        (
+            "  quality:\n",
+            "  judge: {teacher: {backend: replay, name: judge, completions: judgements.jsonl}}\n  quality:\n",
+        ),
+        ("      - {min_words: 3}\n", "      - {min_words: 3}\n      - {min_judge_score: 2}\n"),
+    ):
+        assert before in settings
+        settings = settings.replace(before, after)
+    (folder / "stages.yaml").write_text(settings)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -188,19 +208,26 @@ def test_what_is_committed_survives_a_disk_that_stays_full(
 ) -> None:
     """Answers that a failed run had committed are there for the next one, which does not ask for them."""
     _, calls = undisturbed
+    first = shutil.copytree(project, tmp_path / "first")
+    all_asked = asked(ask(first, "run"))
+    answers = len(list(read_store(first / "runs" / "small" / "responses")))
     folder = shutil.copytree(project, tmp_path / "full")
     store = folder / "runs" / "small" / "responses"
     for at in tried(calls, seed=5)[::4]:
         ask(folder, "run", fault=Fault(at=at, error=errno.ENOSPC, lasting=True))
         before = {record.key for _, _, record in read_store(store)} if store.is_dir() else set()
-        last = ask(folder, "run", "--until", "parse")
+        last = ask(folder, "run")
         assert last.code == 0, last.said
         after = [record.key for _, _, record in read_store(store)]
-        assert before <= set(after) and len(set(after)) == len(after) == ROWS - 1
-        if before:
-            asked = next((line for line in last.said.splitlines() if " requests asked" in line), None)
-            assert asked is None or int(asked.split()[1].replace(",", "")) <= ROWS - len(before), last.said
+        assert before <= set(after) and len(set(after)) == len(after) == answers
+        assert asked(last) <= all_asked - len(before), last.said
         shutil.rmtree(folder / "runs")
+
+
+def asked(outcome: Outcome) -> int:
+    """How many requests a run put to its teachers, as it says."""
+    found = re.findall(r"^\w+: ([\d,]+) of [\d,]+ requests asked", outcome.said, re.MULTILINE)
+    return sum(int(number.replace(",", "")) for number in found)
 
 
 def test_calls_are_counted_as_they_are_made(ask: Ask, project: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What each run begins with; its inputs lie in a folder of their own."""
-    folder = write_project(tmp_path_factory.mktemp("project") / "project")
+    folder = write_project(tmp_path_factory.mktemp("project") / "project", judge=False)
     (folder / "data").mkdir()
     settings = (folder / "stages.yaml").read_text()
     for name in ("inputs.jsonl", "test.jsonl", "completions.jsonl"):

@@ -37,7 +37,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 def logged(ask: Ask, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes], list[Call]]:
     """A project before its run, as a folder and as files, and all calls of the run."""
     top = tmp_path_factory.mktemp("logged")
-    start = write_project(top / "start")
+    start = write_project(top / "start", judge=False)
     folder = shutil.copytree(start, top / "project")
     log = top / "log"
     done = ask(folder, "run", fault=Fault(log=str(log)))
