@@ -147,5 +147,5 @@ def found_by(check: Callable[[Audited], Iterator[Finding]], audited: Audited) ->
             raise
         yield Finding(audited.run, f"the check of {name} could not go on ({plain(str(error))})", check=name)
     except STUMBLED as error:
-        told = str(error) if isinstance(error, RunError | OSError) else f"{type(error).__name__}: {error}"
+        told = str(error) if isinstance(error, RunError | OSError | Problem) else f"{type(error).__name__}: {error}"
         yield Finding(audited.run, f"the check of {name} could not go on ({plain(told)})", check=name)

@@ -57,6 +57,10 @@ class Problem(Exception):
     where: tuple[str | int, ...]
     message: str
 
+    def __str__(self) -> str:
+        """``dedup.nera: unknown setting``."""
+        return f"{'.'.join(map(str, self.where))}: {self.message}"
+
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'near'?`` or, where nothing is close, the list of what there is."""

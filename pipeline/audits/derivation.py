@@ -245,7 +245,8 @@ def _told(rows: "_Written", lines: Sequence[bytes | str], result: Result, told: 
     for line in lines:
         at = rows.line()
         if at is None:
-            yield Finding(result.folder, f"row {_id(line)}, which {stage} makes of {told}, is missing")
+            told = line if isinstance(line, str) else f"row {_id(line)}, which {stage} makes of {told}, is missing"
+            yield Finding(result.folder, told)
             return
         path, number, there = at
         if there == line:
@@ -260,11 +261,11 @@ def _told(rows: "_Written", lines: Sequence[bytes | str], result: Result, told: 
             return
 
 
-def _id(line: bytes | str) -> str:
+def _id(line: bytes) -> str:
     try:
         return plain(str(msgspec.json.decode(line)["id"]), 120)
     except (DecodeError, KeyError, TypeError):
-        return plain(line if isinstance(line, str) else line.decode(errors="replace"), 60)
+        return plain(line.decode(errors="replace"), 60)
 
 
 def _fields(there: bytes, made: bytes) -> str:

@@ -81,7 +81,8 @@ def check(audited: Audited) -> Iterator[Finding]:
                 RunError,
                 Problem,
             ) as error:
-                told = plain(f"{type(error).__name__}: {error}")
+                clear = isinstance(error, InputError | RunError | Problem)
+                told = plain(str(error) if clear else f"{type(error).__name__}: {error}")
                 yield Finding(
                     result.folder / outputs.MANIFEST,
                     f"{part.__name__.strip('_')}: has not the form that it needs ({told})",

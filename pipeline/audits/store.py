@@ -159,7 +159,7 @@ def _named(audited: Audited, keys: "NDArray[Any]", paths: list[Path]) -> Iterato
             shown = f"{missing[0]:016x}.."
             yield Finding(
                 place,
-                f"{len(missing)} answers that rows of {result.folder.parent.name} name are not there, {shown} for one",
+                f"answers that rows of {result.folder.parent.name} name are not there: {len(missing)}, {shown} for one",
             )
 
 
