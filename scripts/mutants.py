@@ -119,6 +119,7 @@ GROUPS = {
         (
             "tests/test_audit.py",
             *without("test_audit", "test_any_changed_byte_is_found_and_its_file_named"),  # 150 audits
+            "tests/test_findings.py",
         ),
         150,
     ),
@@ -131,6 +132,7 @@ GROUPS = {
         (
             "tests/test_audit.py",
             "tests/test_audit_full.py",
+            "tests/test_findings.py",
             *without("test_audit", "test_any_changed_byte_is_found_and_its_file_named"),
         ),
         150,

@@ -34,7 +34,7 @@ from tests.tampering import (
     write_lines,
     write_project,
 )
-from tests.test_tampering import ALONG_THE_CHAIN, CHAIN, CHANGES, EXTRAS, LAST, MOVES, one_of_each, renamed_to, watched
+from tests.test_tampering import ALONG_THE_CHAIN, CHAIN, CHANGES, EXTRAS, MOVES, one_of_each, renamed_to, watched
 
 GOLDEN = Path(__file__).parent / "golden" / "findings"
 MOST = 12  # findings of one damage that are written down
