@@ -107,6 +107,7 @@ GROUPS = {
                 "test_each_stage_leaves_the_counts_of_what_it_kept test_what_a_judge_drops_is_counted "
                 "test_the_warning_stands_on_the_command_line_once",
             ),
+            *tests("test_terms", "test_where_nothing_would_be_trained_no_reason_is_asked"),
             *tests("test_processes", "test_settings_and_options_say_how_many"),
         ),
         300,

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import wraps
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,26 @@ def test_what_an_interrupted_job_left_is_cleared_folders_too(project: Path) -> N
         (saving / name).write_bytes(b"half")
     run(project)
     assert tree(project.parent) == whole
+
+
+def test_a_job_finds_what_it_left_when_it_was_interrupted(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = STAGES_TABLE["sample"]
+    found: list[bool] = []
+
+    @wraps(whole.function)
+    def function(job: Any, **settings: Any) -> Any:
+        found.append((job.folder / "checkpoint").exists())
+        (job.folder / "checkpoint").unlink(missing_ok=True)
+        return (yield from whole.function(job, **settings))
+
+    monkeypatch.setitem(STAGES_TABLE, "sample", replace(whole, function=function))
+    (_, sampled) = run(project, until="sample")
+    (sampled.folder / "checkpoint").touch()
+    run(project, ["sample"], force=True)
+    (sampled.folder / outputs.MANIFEST).unlink()
+    (sampled.folder / "checkpoint").touch()
+    run(project, ["sample"])
+    assert found == [False, False, True]
 
 
 def test_a_bad_row_stops_with_its_place_or_is_dropped(project: Path) -> None:
@@ -416,11 +437,37 @@ def test_rows_that_went_away_since_their_manifest_stop_the_stage(project: Path) 
     assert outputs.current(project.parent / "runs/small", "decontaminate") is None
 
 
+def test_a_damaged_row_that_a_filter_drops_is_named_with_its_stage(project: Path) -> None:
+    (*_, parsed) = run(project, until="parse")
+    path = parsed.folder / "part-00000.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    (place,) = [number for number, line in enumerate(lines) if b'"r24"' in line]
+    lines[place] = lines[place].replace(b'"agreement":', b'"agrees":')
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(RunError, match=r"^dedup: a row is no Example row \(.*agreement.*run `stepdistill audit`"):
+        run(project, ["dedup"])
+
+
+def test_a_true_label_in_another_spelling_is_the_one_of_the_set(project: Path) -> None:
+    """Dropped and kept rows, of filters that see a row alone or all of them."""
+    path = project.parent / "inputs.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"topic": "sports"', b'"topic": "-Sports!-"'))
+    for outcome in run(project, until="quality")[2:]:
+        counts = shift.read(outcome.folder).counts["right"]
+        assert counts[True] > counts[False], outcome.stage
+
+
 def test_what_filters_found_last_time_is_used_only_where_its_drops_are_as_they_were(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = STAGES_TABLE["quality"]
     knew: list[bool] = []
+    used: list[bool] = []
+
+    @wraps(whole.function)  # its signature says which settings there are
+    def function(rows: Any, *known: Any, **settings: Any) -> Any:
+        used.append(bool(known))
+        return whole.function(rows, *known, **settings)
 
     def again(*given: Any) -> Any:
         assert whole.again is not None
@@ -428,12 +475,12 @@ def test_what_filters_found_last_time_is_used_only_where_its_drops_are_as_they_w
         knew.append(found is not None)
         return found
 
-    monkeypatch.setitem(STAGES_TABLE, "quality", replace(whole, again=again))
+    monkeypatch.setitem(STAGES_TABLE, "quality", replace(whole, again=again, function=function))
     run(project, until="quality")
-    assert knew == []  # there was no last time
+    assert (knew, used) == ([], [False])  # there was no last time
     other = ["quality.filters=[label_in_set, {min_words: 2}]"]
     run(project, ["quality"], overrides=other)
-    assert knew == [True]
+    assert (knew, used) == ([True], [False, True])
     last = outputs.current(project.parent / "runs/small", "quality")
     assert last is not None
     (last / "dropped.jsonl").write_bytes(b"")
