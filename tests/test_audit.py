@@ -586,7 +586,7 @@ def test_a_record_of_another_request_or_teacher_is_found(copy: Path) -> None:
         (whole + lines[0] + b"\n", f"its key ({key}..) stands in the store twice"),
         (b"\n".join(lines[1:]) + b"\n", "answers that rows of sample name are not there: 1, "),
         (whole[:-9], "cut short"),
-        (b"", "29 answers"),
+        (b"", "answers that rows of sample name are not there: 29, "),
     ]:
         path.write_bytes(content)
         assert any(text.startswith(problem) for place, _, text in told(copy) if place.startswith("responses/segment"))
