@@ -259,7 +259,8 @@ def clear(folder: Path) -> None:
 def held_alone(lock: Path, what: Path) -> Iterator[None]:
     """Hold ``what`` for this process alone by the file ``lock``; a killed holder leaves no lock behind, nor do its forked children.
 
-    Raises RunError at once, naming the holder, where another process has it, or where nothing can be written.
+    Raises RunError at once, naming the holder, where another process has it, or where nothing can be written; and at the end, where the
+    lock's folder was removed meanwhile, so that another process may have held what stands there now.
     """
     try:
         file = lock.open("a+")
@@ -274,11 +275,21 @@ def held_alone(lock: Path, what: Path) -> Iterator[None]:
         _HELD.add(file)
         try:
             yield
+            if not _lies_at(lock, file):
+                problem = "it was removed, or another was put in its place, while this process wrote to it"
+                raise RunError(f"{what}: {problem}; run again, to see whether all is there")
         finally:
             _HELD.discard(file)
             with suppress(OSError):  # on a full disk the reason why the work failed counts
                 file.seek(0)
                 file.truncate()  # nobody holds it any more, and the host's name is nobody else's business
+
+
+def _lies_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except OSError:
+        return False
 
 
 def _take(lock: IO[str], what: Path) -> None:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import time
 from pathlib import Path
 
@@ -267,6 +268,24 @@ def test_names_of_new_folders_are_synced_in_those_above(tmp_path: Path, monkeypa
     synced.clear()
     make_folder(folder)  # another process may have made it, and been killed before it synced
     assert synced == [folder.parent.stat().st_ino]
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_who_held_a_folder_that_is_gone_says_so_at_the_end(tmp_path: Path, another: bool) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (
+        pytest.raises(RunError, match="^the run: it was removed, .* run again"),
+        held_alone(folder / "lock", Path("the run")),
+    ):
+        shutil.rmtree(folder)
+        if another:
+            folder.mkdir()
+            (folder / "lock").touch()
+    folder.mkdir(exist_ok=True)
+    with pytest.raises(KeyError), held_alone(folder / "lock", Path("the run")):
+        shutil.rmtree(folder)
+        raise KeyError  # why the work failed counts more
 
 
 def test_a_lock_says_who_holds_it_and_is_empty_afterwards(tmp_path: Path) -> None:
