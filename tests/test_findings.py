@@ -59,7 +59,8 @@ def manifests(run: Path) -> Iterator[Damage]:
     for stage in CHAIN:
         manifest = manifest_of(run, stage)
         for place in one_of_each(manifest, depth=2):
-            if (known := kind_of(place[:2])) not in seen and place[0] != "digest":
+            # Of a clone by git and of a copy without it the code says different things of itself.
+            if (known := kind_of(place[:2])) not in seen and place[0] not in ("digest", "code"):
                 seen.add(known)
                 content = changed_leaf(manifest, place, "changed", seal=True) or b""
                 path = folder_of(run, stage) / outputs.MANIFEST
