@@ -78,6 +78,8 @@ def files(run: Path) -> Iterator[Damage]:
     names = [name for name in watched(before) if before[name]]
     for number, (what, change) in enumerate(CHANGES.items()):
         for name in names[number % 4 :: 4]:
+            if name.endswith(outputs.MANIFEST) and what not in ("first byte flipped", "emptied", "a byte appended"):
+                continue  # how long it is, and so the place that an error names, hangs on the repository of the code
             if (new := change(before[name])) != before[name] and number % 3 == len(name) % 3:
                 yield f"{name}: {what}", lambda name=name, new=new: (run / name).write_bytes(new)
     for number, (what, move) in enumerate(MOVES.items()):
