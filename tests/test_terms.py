@@ -358,7 +358,7 @@ def test_a_broken_table_entry_is_noticed() -> None:
         terms.Family.model_validate({"name": "x", "hub": [], "terms": {"license": "MIT"}})
 
 
-def test_where_nothing_would_be_trained_no_reason_is_asked(project: Path) -> None:
+def test_where_nothing_would_be_trained_no_reason_is_asked(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The training that a reason was given for is there, and stays in force without it; what would train anew is refused."""
     run(state(project, FORBIDDEN, "{}"), until="shard")
     asked = provenance.ask(load(project), "train")
@@ -383,8 +383,10 @@ def test_where_nothing_would_be_trained_no_reason_is_asked(project: Path) -> Non
         {"overrides": ["train.alpha=0.3"]},
         {"overrides": ["quality.filters=[label_in_set]"]},
     ):
+        capsys.readouterr()
         with pytest.raises(InputError, match="accept-terms"):
             run(project, **anew)  # type: ignore[arg-type]
+        assert "running" not in capsys.readouterr().err
 
 
 def test_a_plan_says_what_the_run_would_refuse(project: Path) -> None:
