@@ -655,6 +655,31 @@ def test_every_finding_names_its_check_and_the_bytes_are_counted(copy: Path) -> 
     files = [file for stage in audited.results.values() for file in stage.manifest.outputs]
     assert audited.covered["files"] == len(files) + 1
     assert audited.covered["rows"] == sum(file.rows or 0 for file in files)
+    stored = (copy / "responses" / "segment-00000.jsonl").read_bytes()
+    assert audited.covered["responses"] == stored.count(b"\n")
+    read = [file.bytes for file in files if not file.path.endswith(".xxh3")]
+    assert audited.covered["bytes"] == sum(read) + len(stored)
+
+
+def test_as_many_training_rows_are_followed_back_as_were_asked_for(copy: Path) -> None:
+    """Those of all files, each at most once; other seeds choose others."""
+    folder = outputs.current(copy, "shard")
+    assert folder is not None
+    files = [folder / file.path for file in outputs.row_files(folder)]
+    for path in files:
+        path.write_bytes(path.read_bytes().replace(b'"completion":"', b'"completion":"~'))
+    rows = sum(path.read_bytes().count(b"\n") for path in files)
+
+    def followed(**asked: Any) -> list[tuple[Path, int | None]]:
+        found = [(one.path, one.line) for one in audit(copy, **asked) if one.check == "rows"]
+        assert len({*found}) == len(found)
+        return found
+
+    assert len(files) > 1 and rows > 20
+    assert len(followed()) == len(followed(sample=rows)) == len(followed(sample=rows + 5)) == rows
+    assert len(followed(sample=5)) == 5
+    assert followed(sample=5, seed=1) != followed(sample=5, seed=2)
+    assert {path for path, _ in followed(sample=rows - 1)} == {*files}
 
 
 def test_nothing_to_audit_is_one_line(tmp_path: Path) -> None:
