@@ -340,8 +340,11 @@ def sync_folder(folder: Path, new: Path | None = None) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Make the files that stand in ``folder`` itself, written by whoever, survive a power loss, and their names."""
+    """Make the files in ``folder``, and in folders there, written by whoever, survive a power loss, and their names."""
     for path in folder.iterdir():
+        if path.is_dir():
+            sync_files(path)
+            continue
         with naming(path), path.open("rb") as file:
             os.fsync(file.fileno())
     sync_folder(folder)

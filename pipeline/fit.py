@@ -22,6 +22,7 @@ from pipeline.files import (
     RunError,
     atomic,
     canonical_json,
+    make_folder,
     plain,
     read_jsonl,
     strict_json,
@@ -112,7 +113,7 @@ def fit(
     from transformers import Seq2SeqTrainingArguments
     from trl import SFTConfig
 
-    from pipeline.trainer import EMPTY, DecoderTrainer, EncoderDecoderTrainer, Pace, item
+    from pipeline.trainer import EMPTY, DecoderTrainer, EncoderDecoderTrainer, Pace, item, newest_checkpoint
 
     work = out / f"checkpoints-{name}"
     _cite(work, citation)
@@ -179,7 +180,7 @@ def fit(
             raise InputError(
                 f"train: {plain(str(error), 300)}; see train.liger, train.compile and train.report_to"
             ) from None
-        checkpoint = _checkpoint(work)
+        checkpoint = newest_checkpoint(work)
         if checkpoint is not None:
             say_line(f"train {name}: going on from step {checkpoint.name.rpartition('-')[2]}")
         try:
@@ -255,7 +256,6 @@ def _arguments(name: str, work: Path, recipe: Recipe) -> dict[str, Any]:
         "logging_strategy": "no",
         "eval_strategy": "no",
         "save_strategy": "no",
-        "save_total_limit": 1,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
         "report_to": list(recipe.report_to) or "none",
@@ -325,7 +325,7 @@ def _cite(work: Path, citation: Mapping[str, JsonValue]) -> None:
         if canonical_json(strict_json(path.read_bytes())) != canonical_json(dict(citation)):
             raise InputError(f"{work}: these checkpoints were trained on other rows; remove the folder")
         return
-    work.mkdir(parents=True, exist_ok=True)
+    make_folder(work)
     write_json(path, dict(citation))
 
 
@@ -341,6 +341,8 @@ def _write_best(trainer: Any, work: Path) -> None:
     temporary = work / f".{BEST}.tmp"
     with written_in(work):
         save_file(weights, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # a checkpoint that is whole goes on from these weights too
         temporary.replace(work / BEST)
 
 
@@ -392,24 +394,6 @@ def _keep(model: Any, target: Path, citation: Mapping[str, JsonValue], save: Cal
     sync_files(temporary)
     temporary.rename(target)
     sync_folder(target.parent)
-
-
-def _checkpoint(work: Path) -> Path | None:
-    """The newest complete checkpoint in ``work``; incomplete ones, and older ones, are removed."""
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    newest: Path | None = None
-    for path in found:
-        try:
-            state = strict_json((path / "trainer_state.json").read_bytes())  # transformers writes it last
-            drawn = len([*path.glob("rng_state*.pth")])  # each process writes its own, the first not as the last
-            complete = newest is None and bool(state) and drawn >= int(os.environ.get("WORLD_SIZE", "1"))
-        except (OSError, ValueError):
-            complete = False
-        if complete:
-            newest = path
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-    return newest
 
 
 def _write_metrics(out: Path, name: str, history: list[dict[str, Any]]) -> None:

@@ -18,6 +18,11 @@ from pipeline.files import InputError, RunError, atomic, strict_json, write_json
 JOB = "job.json"
 PROBLEM = "problem.json"
 PROCESS = "pipeline.training_process"
+ACCELERATE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback
+runpy.run_module("accelerate.commands.launch", run_name="__main__", alter_sys=True)
+"""
 
 
 def launch(job: bytes, folder: Path, processes: int, accelerate: Path | None) -> None:
@@ -75,7 +80,7 @@ def _here(told: list[str], processes: int, environment: dict[str, str]) -> int:
 
 
 def _by(accelerate: Path, told: list[str], processes: int, environment: dict[str, str]) -> int:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate)]
+    command = [sys.executable, "-c", ACCELERATE, "--config_file", str(accelerate)]
     command += ["--num_processes", str(processes)] if processes > 1 else []
     with subprocess.Popen([*command, *told], env=environment) as running:
         try:

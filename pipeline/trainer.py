@@ -13,6 +13,7 @@ Limits: the auxiliary loss of mixture-of-experts models is left out.
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,12 +27,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from pipeline.encoding import Example
-from pipeline.files import InputError, RunError, naming, plain, sync_files, sync_folder
+from pipeline.files import InputError, RunError, atomic, naming, plain, sync_files, sync_folder
 from pipeline.generate import greedy
 from pipeline.losses.step_by_step import step_by_step
 from pipeline.packing import closest, pack
 
 IGNORED = -100
+WHOLE = "whole"  # an empty file in a checkpoint, made when all else in it is written and synced
 Batch = dict[str, torch.Tensor]
 EMPTY: dict[str, list[Any]] = {"ids": [], "targets": [], "tasks": [], "shares": []}  # adds nothing to any step
 NOT_FOR_THE_MODEL = ("labels", "tasks", "shares")
@@ -298,9 +300,14 @@ class _StepByStep(Trainer):  # type: ignore[misc, unused-ignore]
         work = Path(self.args.output_dir)
         with written_in(work):
             super()._save_checkpoint(model, trial)
-            if (saved := work / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}").is_dir():
+            self.accelerator.wait_for_everyone()  # each process writes a part of it
+            if self.is_world_process_zero():
+                saved = work / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
                 sync_files(saved)
                 sync_folder(work)
+                with atomic(saved / WHOLE):
+                    pass
+                newest_checkpoint(work)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: a checkpoint here is only there to go on from."""
@@ -374,6 +381,18 @@ class EncoderDecoderTrainer(_StepByStep, Seq2SeqTrainer):
     def _collate(self, items: Sequence[Mapping[str, Any]]) -> Batch:
         start = self.model.config.decoder_start_token_id
         return collate_pairs(items, self.layout, self.layout.padding if start is None else start)
+
+
+def newest_checkpoint(work: Path) -> Path | None:
+    """The newest checkpoint in ``work`` that is whole and synced; all others are removed."""
+    found = sorted(
+        work.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True
+    )
+    newest = next((path for path in found if (path / WHOLE).is_file()), None)
+    for path in found:
+        if path != newest:
+            shutil.rmtree(path, ignore_errors=True)
+    return newest
 
 
 @contextmanager

@@ -1,8 +1,12 @@
 """What each process of a shared training runs: ``python -m pipeline.training_process JOB``, started by `pipeline.launch`."""
 
 import os
+import signal
 import sys
 from pathlib import Path
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a traceback of the imports below would tell nobody anything
 
 from pipeline.files import InputError, RunError
 from pipeline.launch import leave

@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing.connection
 import os
 import re
 import select
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from pipeline import embedded, teachers
 from pipeline.files import InputError
 from pipeline.prompts import Message, Messages
 from pipeline.teachers import Answer, Failure, Request, Vllm
-from pipeline.teachers.vllm_engine import label_variants
+from pipeline.teachers.vllm_engine import guard, label_variants
+from tests.chat_server import hearing
 
 SAMPLING: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 20, "stop": [], "structured": None}
 
@@ -399,6 +402,56 @@ from tests.test_vllm import in_an_engine
 if __name__ == "__main__":
     in_an_engine(Path(sys.argv[1]))
 """
+
+
+def waiting(pipe: Path) -> None:
+    """As an engine's process that has started one of its own."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    pipe.write_text(f"{os.getpid()} {child.pid}\n")
+    child.wait()
+
+
+def interrupted(pipe: Path) -> None:
+    """Ctrl-C while an engine starts: it waits for its process as vLLM does, without a look at signals."""
+    context = multiprocessing.get_context("spawn")
+
+    def make() -> None:
+        while True:
+            process = context.Process(target=waiting, args=(pipe,))
+            process.start()
+            multiprocessing.connection.wait([process.sentinel])
+
+    with guard() as start:
+        try:
+            start(make)
+        except KeyboardInterrupt:
+            for thread in set(threading.enumerate()) - {threading.current_thread()}:
+                thread.join(10)
+                assert not thread.is_alive()
+            print("stopped")
+
+
+def test_ctrl_c_while_an_engine_starts_is_for_the_one_who_waits(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "asking.py").write_text(SCRIPT.replace("in_an_engine", "interrupted"))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        hearing([sys.executable, str(tmp_path / "asking.py"), str(pipe)]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    handles = [os.pidfd_open(int(child)) for child in pipe.read_text().split()]
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said, _ = process.communicate(timeout=60)
+    assert said == "stopped\n"
+    assert process.returncode == 0
+    for handle in handles:
+        assert select.select([handle], [], [], 30)[0]
+        os.close(handle)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """vLLM's engine while it runs: requests one at a time, labels' log-probabilities between them, and its processes, which end with ours."""
 
+import ctypes
 import multiprocessing
 import os
 import re
@@ -13,6 +14,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, takewhile
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
@@ -276,16 +278,28 @@ def _stands(label: str, text: str, place: int) -> bool:
 
 GUARD: Final = """
 import os, signal, sys
-handles = []
+
+def end(process):
+    os.kill(process, signal.SIGSTOP)  # so that it starts no more
+    children = []
+    for thread in os.listdir(f"/proc/{process}/task"):
+        with open(f"/proc/{process}/task/{thread}/children") as file:
+            children += map(int, file.read().split())
+    os.kill(process, signal.SIGKILL)
+    for child in children:
+        end(child)
+
+handles = {}
 for line in sys.stdin:
     try:
-        handles.append(os.pidfd_open(int(line)))
+        handles[int(line)] = os.pidfd_open(int(line))
     except ProcessLookupError:
         pass
-for handle in handles:
+for process, handle in handles.items():
     try:
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
-    except ProcessLookupError:
+        signal.pidfd_send_signal(handle, 0)  # raises where it has ended, and its number may be another's
+        end(process)
+    except OSError:
         pass
 """
 
@@ -295,33 +309,49 @@ def guard(who: str = "teacher") -> Iterator[Callable[..., Any]]:
     """Gives a function that starts an engine, with its processes, which end with this block and with this process, even where it is killed.
 
     By themselves they would live on then, and keep their memory (vLLM 0.32). A small process waits for the end of a pipe that only this
-    process holds, and then ends those it was told of: after a regular end there are none left. The start itself runs in a thread, since
-    it waits in a way that Ctrl-C does not interrupt.
+    process holds, and then ends those it was told of, with all that they started: after a regular end there are none left. The start
+    itself runs in a thread, since it waits in a way that Ctrl-C does not interrupt. Ctrl-C is for this process alone: each of the
+    engine's would print a traceback of wherever it met it.
     """
     command = [sys.executable, "-I", "-S", "-c", GUARD]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as process:
 
         def start(make: Callable[[], Any], *expected: type[Exception]) -> tuple[Any, list[BaseProcess]]:
-            told = {child.pid for child in multiprocessing.active_children()}
+            before = multiprocessing.active_children()
             processes: list[BaseProcess] = []
             made: list[Any] = []
             failed: list[Exception] = []
+            ended = threading.Event()  # a thread's join that Ctrl-C interrupts takes it for ended (Python 3.11)
 
             def work() -> None:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in this thread alone, and in what it starts
                 try:
                     made.append(make())
                 except expected as error:
                     failed.append(error)
+                finally:
+                    ended.set()
 
-            thread = threading.Thread(target=work, daemon=True)
-            thread.start()
-            while thread.is_alive():
-                thread.join(0.1)
+            def tell() -> None:
                 for child in multiprocessing.active_children():
-                    if child.pid not in told:
-                        told.add(child.pid)
+                    if child not in before and child not in processes:
                         processes.append(child)
                         print(child.pid, file=process.stdin, flush=True)
+
+            resource_tracker.ensure_running()  # started in the thread, it would let Ctrl-C through again
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            try:
+                while not ended.wait(0.1):
+                    tell()
+                tell()
+            except BaseException:
+                _end_at_its_next_line(thread)
+                ended.wait(0.1)  # it may be starting a process; later it starts none
+                tell()
+                process.communicate()
+                ended.wait(2)  # it waited for the engine, which has ended
+                raise
             for error in failed:
                 raise error
             if not made:
@@ -329,6 +359,12 @@ def guard(who: str = "teacher") -> Iterator[Callable[..., Any]]:
             return made[0], processes
 
         yield start
+
+
+def _end_at_its_next_line(thread: threading.Thread) -> None:
+    """The thread ends when it is to go on in Python; what it is waiting for outside has to end first."""
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
 
 
 def _watch(core: Any, processes: list[BaseProcess]) -> "Future[str]":
