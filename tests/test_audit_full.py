@@ -227,10 +227,11 @@ def test_files_that_are_not_at_hand_are_notes_and_others_are_findings(copied: Pa
 
 def test_a_path_in_a_manifest_is_never_opened(copied: Path, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
+    shown = str(pipe)[:79]  # a long path is cut
     os.mkfifo(pipe)  # whoever opens it waits for ever
     words = {"block_list": {"phrases": [], "patterns": [], "file": str(pipe), "where": ["rationale"]}}
     refit(copied, {"quality": {"filters": [words]}})
-    assert any(f"{pipe}: a path, where" in finding.problem for finding in derived(copied)[0])
+    assert any(shown in one.problem and ": a path, where" in one.problem for one in derived(copied)[0])
 
 
 def test_a_template_that_takes_all_memory_is_a_finding(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ Where the texts are meant to change, or what is damaged, write them anew with
 and read the difference: each line is one that a user may meet. Digests are left out, since they hang on the versions of the code.
 """
 
+import hashlib
 import itertools
 import re
 import shutil
@@ -28,10 +29,12 @@ from tests.tampering import (
     manifest_of,
     reforge,
     row_tamperings,
+    sealed,
     shown,
     store_tamperings,
     tampered,
     write_lines,
+    write_manifest,
     write_project,
 )
 from tests.test_tampering import ALONG_THE_CHAIN, CHAIN, CHANGES, EXTRAS, MOVES, one_of_each, renamed_to, watched
@@ -70,6 +73,21 @@ def manifests(run: Path) -> Iterator[Damage]:
                     f"{stage}: {shown(place)} is another",
                     lambda path=path, content=content: path.write_bytes(content),
                 )
+    parents = manifest_of(run, "quality")["parents"]
+    others = {"parse": manifest_of(run, "dedup")["parents"]["parse"], **parents}
+    for what, given in (("nothing", {}), ("another stage as well", others)):
+        yield f"quality: made from {what}", lambda given=given: _edited(run, "quality", parents=given)
+    dropped = [
+        {**one, "root": "0" * 64} if one["path"] == "dropped.jsonl" else one
+        for one in manifest_of(run, "parse")["outputs"]
+    ]
+    yield "parse: its drops have a root", lambda: _edited(run, "parse", outputs=dropped)
+    rows = [{**one, "root": "0" * 64} if one["rows"] else one for one in manifest_of(run, "dedup")["outputs"]]
+    yield "dedup: its rows have another root", lambda: _edited(run, "dedup", outputs=rows)
+
+
+def _edited(run: Path, stage: str, **fields: object) -> None:
+    write_manifest(run, stage, sealed({**manifest_of(run, stage), **fields}))
 
 
 def files(run: Path) -> Iterator[Damage]:
@@ -94,6 +112,16 @@ def places(run: Path) -> Iterator[Damage]:
         folders = [run, run / CHAIN[number % len(CHAIN)], folder_of(run, CHAIN[number % len(CHAIN)]), run / "responses"]
         for folder in folders:
             yield f"{what} in {folder.relative_to(run)}", lambda make=make, folder=folder: make(folder)
+    for name in ("report", "exports"):
+        yield (
+            f"a link in {name}",
+            lambda name=name: ((run / name).mkdir(exist_ok=True), EXTRAS["a link to a file"](run / name)),
+        )
+    short = folder_of(run, "dedup").with_name("abc")
+    yield (
+        "a result with a short name",
+        lambda: (folder_of(run, "dedup").rename(short), (run / "dedup" / "current").write_text("abc\n")),
+    )
     for number, content in enumerate(("", "0" * 32, "../x", "manifest.json", "a\x1b[2J\n", "x" * 2000)):
         path = run / CHAIN[number] / "current"
         yield f"{CHAIN[number]}/current: {content[:20]!r}", lambda path=path, content=content: path.write_text(content)
@@ -155,6 +183,17 @@ def lines(run: Path) -> Iterator[Damage]:
                     lambda stage=stage, name=name, change=change: _fitting(run, stage, name, change),
                 )
 
+    yield "quality: no newline at the end, and the hashes fit", lambda: _unended(run, "quality")
+
+
+def _unended(run: Path, stage: str) -> None:
+    path = folder_of(run, stage) / "part-00000.jsonl"
+    content = path.read_bytes().rstrip(b"\n")
+    path.write_bytes(content)
+    fits = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    known = manifest_of(run, stage)["outputs"]
+    _edited(run, stage, outputs=[{**one, **fits} if one["path"] == path.name else one for one in known])
+
 
 def _fitting(run: Path, stage: str, name: str, change: Callable[[list[bytes]], list[bytes]]) -> None:
     old = lines_of(run, stage)
@@ -182,6 +221,11 @@ def store(run: Path) -> Iterator[Damage]:
     yield "the last record is cut short", lambda: path.write_bytes(b"".join(old)[:-20])
     yield "a record that is none", lambda: path.write_bytes(b"".join([b"{}\n", *old]))
     yield "a segment is missing", lambda: path.rename(path.with_name("segment-00003.jsonl"))
+    second = path.with_name("segment-00001.jsonl")
+    yield (
+        "a record is missing, of two segments",
+        lambda: (path.write_bytes(b"".join(old[1:9])), second.write_bytes(b"".join(old[9:]))),
+    )
     teacher = next((run / "responses" / "teachers").iterdir())
     yield "a teacher is another", lambda: teacher.write_bytes(teacher.read_bytes().replace(b"replay", b"player"))
     yield "a teacher is no JSON", lambda: teacher.write_bytes(b"{")
