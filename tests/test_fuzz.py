@@ -5,6 +5,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,12 +19,21 @@ from pipeline.files import InputError, RunError, canonical_json, scan_jsonl, str
 from pipeline.records import Example, TrainingRow
 from pipeline.responses import Stored
 from pipeline.teachers.replay import recorded
+from tests.counting import counted
 
 tried = settings(
     max_examples=10_000 if os.environ.get("NIGHTLY") else 50,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+
+@pytest.fixture(autouse=True)
+def counted_at_the_end(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    counted(f"examples by hypothesis, {request.node.name.removeprefix('test_').replace('_', ' ')}", tried.max_examples)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.bounded import Ask, bounded
+from tests.counting import counted
 from tests.malformed import FINISHED, RUN, Case, all_cases, write_small
 
 CASES = all_cases()
@@ -56,6 +57,7 @@ def test_it_ends_with_one_clear_line(ask: Ask, begun: dict[bool, Path], tmp_path
         (manifest,) = (folder / RUN / stage).glob("*/manifest.json")
         counts = json.loads(manifest.read_bytes())["counts"]
         assert (counts["kept"], counts["dropped"]) == (kept, dropped)
+    counted(f"malformed inputs: {case.kind}")
 
 
 def test_there_are_as_many_cases_as_were_promised() -> None:
