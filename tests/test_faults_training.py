@@ -152,6 +152,11 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def where(outcome: Outcome) -> str:
+    """How far a run came; the report is one on a student too."""
+    return reached(outcome).replace("the report", "the report on students")
+
+
 def tried(calls: list[int], seed: int | str, number: int) -> list[int]:
     """Which calls: all, or so many, one of each stretch."""
     if ALL:
@@ -172,7 +177,7 @@ def test_killed_before_any_call_it_ends_with_the_same_weights_and_figures(
         with trying(broken, f"call {at}"):
             killed = case.again(ask, folder, Fault(at=at))
             assert killed.code in (KILLED, 0 if at > case.calls[-1] - UNSURE else KILLED), killed.said
-            counted(f"killed before a call that changes a file, {reached(killed)}")
+            counted(f"killed before a call that changes a file, {where(killed)}")
             case.ends_whole(ask, folder)
         shutil.rmtree(folder)
     assert not broken
@@ -191,7 +196,7 @@ def test_a_call_that_fails_is_one_line_and_the_next_run_goes_on(
         folder = shutil.copytree(case.project, tmp_path / f"failed-{at}")
         with trying(broken, f"call {at}"):
             failed = case.again(ask, folder, Fault(at=at, error=error, lasting=lasting))
-            counted(f"calls that failed (ENOSPC, EIO; once, and from then on; every {FAILED}th), {reached(failed)}")
+            counted(f"calls that failed (ENOSPC, EIO; once, and from then on; every {FAILED}th), {where(failed)}")
             if failed.code != 0:
                 one_clear_line(failed)
             case.ends_whole(ask, folder)
