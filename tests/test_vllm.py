@@ -448,7 +448,10 @@ def test_ctrl_c_while_an_engine_starts_is_for_the_one_who_waits(tmp_path: Path) 
     )
     handles = [os.pidfd_open(int(child)) for child in pipe.read_text().split()]
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    said, _ = process.communicate(timeout=60)
+    try:
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert said == "stopped\n"
     assert process.returncode == 0
     for handle in handles:
