@@ -245,8 +245,8 @@ def _told(rows: "_Written", lines: Sequence[bytes | str], result: Result, told: 
     for line in lines:
         at = rows.line()
         if at is None:
-            told = line if isinstance(line, str) else f"row {_id(line)}, which {stage} makes of {told}, is missing"
-            yield Finding(result.folder, told)
+            missing = f"row {_id(line)}, which {stage} makes of {told}, is missing" if isinstance(line, bytes) else line
+            yield Finding(result.folder, missing)
             return
         path, number, there = at
         if there == line:
